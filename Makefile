@@ -1,0 +1,41 @@
+# Each target makes its own environment in .venv, with nothing before it: only Python 3.11 or later, and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo   simulate a panel, hold tracks out, fit, impute and score them; results in demo/"
+	@echo "make test   every test and every docstring example"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  the measured figures"
+	@echo "make clean  remove .venv"
+
+demo: $(VENV)/.installed-fast
+	$(BIN)/xr-avocado demo --out demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --doctest-modules xr_avocado tests
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-fast
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.installed-%: $(VENV)/.made pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
+	@touch $@
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; point to one: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
