@@ -6,12 +6,10 @@ the import itself stays light.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-with suppress(ModuleNotFoundError):  # until the accessor has landed
-    import xr_avocado.accessor  # noqa: F401  (registers ds.avocado)
+import xr_avocado.accessor  # noqa: F401  (registers ds.avocado)
 
 if TYPE_CHECKING:
     from xr_avocado import datasets, evaluate, plot
@@ -40,4 +38,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])
