@@ -1,0 +1,60 @@
+"""Files and folders that are complete or absent: written under a temporary name beside their place, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["link_tree", "remove", "replacing"]
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; what lies there when the block ends takes its place, and after an error nothing does."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        swap_in(temporary, target)
+    finally:
+        remove(temporary)
+
+
+def swap_in(temporary: Path, target: Path) -> None:
+    """Move a finished file or folder to its place, whatever was there before; that stays where the move fails."""
+    if not (target.is_dir() and not target.is_symlink()):
+        os.replace(temporary, target)
+        return
+    old = temporary.with_name(temporary.name + ".old")
+    os.rename(target, old)
+    try:
+        os.rename(temporary, target)
+    except OSError:
+        os.rename(old, target)
+        raise
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Give a folder's files a second name under ``target``, without a copy where the file system can."""
+    shutil.copytree(source, target, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

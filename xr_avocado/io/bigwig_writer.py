@@ -1,0 +1,203 @@
+"""Writing one track as a bigWig file, piece by piece, in the order that the format asks for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from xr_avocado.genome import GenomeBins, unknown_chromosome
+from xr_avocado.io.atomic import replacing
+from xr_avocado.io.header import BigWigError, check_header
+
+__all__ = ["TrackWriter", "track_writer", "write_bins", "written_rows"]
+
+logger = logging.getLogger("xr_avocado")
+
+PIECE = 1 << 20
+"""Bins written at a time."""
+BYTES = 6
+"""Bytes a bin takes in a file at most, or nearly: 4 of value, which seldom compress to less than 2, and the zoom levels."""
+SHORT = 64
+"""Runs of finite values shorter than this, on average, are written with one start a value instead of one block a run."""
+
+
+def write_bins(
+    path: str | os.PathLike[str],
+    bins: GenomeBins,
+    values: np.ndarray | Callable[[slice], np.ndarray] | Iterable[np.ndarray],
+    sizes: Mapping[str, int],
+    *,
+    progress: bool = True,
+) -> None:
+    """Write one value a bin as a bigWig file with zoom levels.
+
+    Bins without a finite value are left out: they are gaps in the file. A partial bin is written as wide as it is. A track without
+    any finite value gives a valid file that has the chromosomes and no records. The file is complete or absent: it is written
+    beside its place and then renamed. Holds about a million bins at a time, and the file's index.
+
+    Parameters
+    ----------
+    path
+        The file to write; one that is there is replaced.
+    bins
+        The bins.
+    values
+        One number a bin: an array, or a function from a slice of rows to their values, or an iterable of arrays over consecutive
+        rows. An iterable must have its chromosomes in the order of ``sizes``, which is the only one the format can be written in.
+    sizes
+        Chromosome lengths in bp, in the order in which the file shall have them; at least those of the bins.
+    progress
+        Show a progress bar.
+
+    Raises
+    ------
+    BigWigError
+        Where a chromosome or an end does not fit ``sizes``, values do not fit the bins or float32, or the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_bins(f"{folder}/x.bw", GenomeBins([("chr1", 0, 110)], 50), np.arange(3), {"chr1": 110}, progress=False)
+    """
+    with track_writer(path, bins, sizes) as writer, tqdm(total=len(bins), unit="bin", unit_scale=True, disable=not progress) as bar:
+        for rows, piece in _pieces(values, bins, sizes):
+            writer.add(rows, piece)
+            bar.update(rows.stop - rows.start)
+
+
+def written_rows(bins: GenomeBins, sizes: Mapping[str, int], *, step: int = PIECE) -> Iterator[slice]:
+    """Cut the rows into the pieces in which a file is written: chromosomes as in ``sizes``, cuts at multiples of ``step``."""
+    for chrom in sizes:
+        if chrom in bins.chroms:
+            rows = bins.rows(chrom)
+            cuts = [rows.start, *range(rows.start // step * step + step, rows.stop, step), rows.stop]
+            yield from map(slice, cuts[:-1], cuts[1:])
+
+
+@contextmanager
+def track_writer(path: str | os.PathLike[str], bins: GenomeBins, sizes: Mapping[str, int]) -> Iterator[TrackWriter]:
+    """Open a track for writing; the file takes its place when the block ends without an error."""
+    _check_fits(bins, sizes)
+    with replacing(path) as temporary:
+        writer = TrackWriter(str(temporary), bins, sizes)
+        try:
+            yield writer
+        finally:
+            writer.close()
+        if not writer.written:
+            logger.warning("%s has no finite value to write: the file has chromosomes and no records", os.fspath(path))
+        check_header(temporary)
+
+
+class TrackWriter:
+    """A bigWig file being written; rows are added in the order of :func:`written_rows`."""
+
+    def __init__(self, name: str, bins: GenomeBins, sizes: Mapping[str, int]) -> None:
+        import pyBigWig
+
+        self.bins, self.written = bins, 0
+        _check_writable(name, BYTES * len(bins))
+        self.handle = pyBigWig.open(name, "w")
+        self.handle.addHeader([(str(chrom), int(size)) for chrom, size in sizes.items()])
+
+    def close(self) -> None:
+        """Write the index and the zoom levels."""
+        self.handle.close()
+
+    def add(self, rows: slice, values: np.ndarray) -> None:
+        """Add the values of a slice of rows."""
+        bins, values = self.bins[rows], _as_float32(values, rows)
+        table, size = bins.segments, bins.binsize
+        for row, at in zip(table.itertuples(), bins.segment_slices, strict=True):
+            head = at.start + (row.start % size > 0 or row.end - row.start < size)
+            tail = max(at.stop - (row.end % size > 0), head)
+            self._add_one(row.chrom, row.start, min(row.start // size * size + size, row.end), values[at.start : head])
+            self._add_full(row.chrom, -(-row.start // size) * size, values[head:tail])
+            self._add_one(row.chrom, row.end - row.end % size, row.end, values[tail : at.stop])
+
+    def _add_one(self, chrom: str, start: int, end: int, value: np.ndarray) -> None:
+        if np.isfinite(value).any():
+            self._put([chrom], [int(start)], ends=[int(end)], values=[float(value[0])])
+
+    def _add_full(self, chrom: str, start: int, values: np.ndarray) -> None:
+        finite, size = np.isfinite(values), self.bins.binsize
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], finite, [False]]).astype(np.int8)))
+        firsts, lasts = edges[::2].tolist(), edges[1::2].tolist()
+        if len(firsts) > 1 and finite.sum() < SHORT * len(firsts):
+            self._put(chrom, start + np.flatnonzero(finite) * size, values=values[finite], span=size)
+            return
+        for first, last in zip(firsts, lasts, strict=True):
+            self._put(chrom, start + first * size, values=values[first:last], span=size, step=size)
+
+    def _put(self, *where: Any, values: Any, **how: Any) -> None:
+        try:
+            self.handle.addEntries(*where, values=values, **how)
+        except RuntimeError as error:
+            raise BigWigError(f"values on {where[0]} cannot be written: {error}") from None
+        self.written += len(values)
+
+
+def _check_writable(name: str, needed: int) -> None:
+    # libBigWig ends the whole process where it cannot open or write its file.
+    try:
+        Path(name).touch()
+        free = shutil.disk_usage(Path(name).parent).free
+    except OSError as error:
+        raise BigWigError(f"{Path(name).parent} cannot be written to: {error.strerror}") from None
+    if free < needed:
+        raise BigWigError(f"{name} may need {needed / 1e6:,.0f} MB, but its disk has {free / 1e6:,.0f} MB left")
+
+
+def _as_float32(values: np.ndarray, rows: slice) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape != (rows.stop - rows.start,):
+        raise BigWigError(f"{rows.stop - rows.start:,} bins need as many values; got an array of shape {values.shape}")
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    for i in np.flatnonzero(np.isinf(narrow) & np.isfinite(values))[:1]:
+        raise BigWigError(f"{values[i]:g}, the value of bin {rows.start + i:,}, is more than a bigWig can hold (float32)")
+    return narrow
+
+
+def _pieces(values: Any, bins: GenomeBins, sizes: Mapping[str, int]) -> Iterator[tuple[slice, np.ndarray]]:
+    if isinstance(values, np.ndarray) and values.shape != (len(bins),):
+        raise BigWigError(f"{len(bins):,} bins need as many values; got an array of shape {values.shape}")
+    if isinstance(values, np.ndarray) or callable(values):
+        read = values if callable(values) else values.__getitem__
+        yield from ((rows, read(rows)) for rows in written_rows(bins, sizes))
+        return
+    own_order = [chrom for chrom in sizes if chrom in bins.chroms]
+    if own_order != list(bins.chroms):
+        raise BigWigError(
+            f"the chromosomes of the bins ({', '.join(bins.chroms[:4])}, …) come in another order than in sizes "
+            f"({', '.join(own_order[:4])}, …), so their values cannot be streamed: give an array, or a function from rows to values"
+        )
+    yield from _consecutive(values, len(bins))
+
+
+def _consecutive(arrays: Iterable[np.ndarray], total: int) -> Iterator[tuple[slice, np.ndarray]]:
+    first = 0
+    for array in map(np.asarray, arrays):
+        if first + len(array) > total:
+            raise BigWigError(f"{total:,} bins need as many values; the iterable gives more")
+        yield slice(first, first + len(array)), array
+        first += len(array)
+    if first < total:
+        raise BigWigError(f"{total:,} bins need as many values; the iterable ended after {first:,}")
+
+
+def _check_fits(bins: GenomeBins, sizes: Mapping[str, int]) -> None:
+    for row in bins.segments.drop_duplicates("chrom", keep="last").itertuples():
+        if row.chrom not in sizes:
+            raise BigWigError(unknown_chromosome(row.chrom, tuple(sizes)))
+        if row.end > sizes[row.chrom]:
+            raise BigWigError(f"{row.chrom} ends at {sizes[row.chrom]:,}, but bins reach {row.end:,}: are sizes of another assembly?")
