@@ -45,5 +45,7 @@ def _read_sizes(path: Path) -> dict[str, int]:
     try:
         table = pd.read_csv(path, sep=r"\s+", header=None, comment="#", usecols=[0, 1], dtype={0: str, 1: np.int64})
     except ValueError as error:
-        raise GenomeError(f"{path} is not a chrom.sizes file (one line a chromosome, its name and its length): {error}") from None
+        raise GenomeError(
+            f"{path} is not a chrom.sizes file (one line a chromosome, its name and its length): {error}"
+        ) from None
     return dict(zip(table[0], table[1].tolist(), strict=True))

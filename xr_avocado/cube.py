@@ -15,7 +15,8 @@ __all__ = ["CubeError", "Experiment", "check_cube", "experiments", "hold_out"]
 
 CELLTYPE, ASSAY, POSITION = "celltype", "assay", "position"
 DIMS = (CELLTYPE, ASSAY, POSITION)
-SIGNAL, OBSERVED, IMPUTED, AVERAGE = "signal", "observed", "imputed", "average"
+SIGNAL, OBSERVED, AVERAGE = "signal", "observed", "average"
+IMPUTED, IMPUTED_TRACKS = "imputed", "imputed_tracks"
 CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY = "celltype_factors", "assay_factors", "history"
 CELLTYPE_FACTOR, ASSAY_FACTOR = "celltype_factor", "assay_factor"
 NETWORK, CONTEXT = "network_", "context_"
@@ -70,10 +71,14 @@ def check_cube(ds: xr.Dataset, *needs: Hashable) -> xr.Dataset:
     """
     for dim in (CELLTYPE, ASSAY):
         if dim not in ds.coords:
-            raise CubeError(f"this dataset has no {dim!r} labels, so it is no cube; make one with xr_avocado.build_cube")
+            raise CubeError(
+                f"this dataset has no {dim!r} labels, so it is no cube; make one with xr_avocado.build_cube"
+            )
         check_labels(dim, ds[dim].values)
     if OBSERVED not in ds:
-        raise CubeError(f"this dataset has no {OBSERVED!r} variable (celltype x assay, bool: which experiments were run)")
+        raise CubeError(
+            f"this dataset has no {OBSERVED!r} variable (celltype x assay, bool: which experiments were run)"
+        )
     for name in needs:
         if name not in ds:
             advice = _MADE_BY.get(str(name)) or f"it has {', '.join(map(str, ds.data_vars))}"
@@ -107,6 +112,13 @@ def check_known(dim: str, labels: Iterable[str], known: Iterable[str]) -> None:
         if label not in known:
             some = ", ".join(known[:8]) + (", …" if len(known) > 8 else "")
             raise CubeError(f"{label!r} is not {'an' if dim[0] in 'aeiou' else 'a'} {dim} of this cube; it has {some}")
+
+
+def label_rows(ds: xr.Dataset, dim: str, labels: Iterable[str]) -> np.ndarray:
+    """Find the row of each label along a dim: int64; labels must be known."""
+    labels = list(labels)
+    check_known(dim, labels, ds[dim].values)
+    return pd.Index(ds[dim].values.astype(str)).get_indexer(labels)
 
 
 def as_experiments(ds: xr.Dataset, tracks: Iterable[Any]) -> list[Experiment]:

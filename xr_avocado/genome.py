@@ -72,7 +72,9 @@ class GenomeBins:
         self._offset = np.concatenate([[0], np.cumsum(-(-end // binsize) - start // binsize)]).astype(np.int64)
 
     @classmethod
-    def _of(cls, chroms: tuple[str, ...], code: np.ndarray, start: np.ndarray, end: np.ndarray, binsize: int) -> GenomeBins:
+    def _of(
+        cls, chroms: tuple[str, ...], code: np.ndarray, start: np.ndarray, end: np.ndarray, binsize: int
+    ) -> GenomeBins:
         bins = cls.__new__(cls)
         bins._set(chroms, code, start, end, binsize)
         return bins
@@ -106,7 +108,9 @@ class GenomeBins:
         """Recover the table from one ``(chrom, start, end)`` a bin, as a plain store of materialised coordinates has them."""
         bins = cls(pd.DataFrame({"chrom": chrom, "start": start, "end": end}), binsize)
         if len(bins) != len(chrom):
-            raise GenomeError(f"{len(chrom)} intervals are not bins of {binsize} bp; give the bin size they were made with")
+            raise GenomeError(
+                f"{len(chrom)} intervals are not bins of {binsize} bp; give the bin size they were made with"
+            )
         return bins
 
     # --- what it holds -------------------------------------------------------------------------------------------------
@@ -172,9 +176,13 @@ class GenomeBins:
         """
         if chrom not in self.chroms:
             raise GenomeError(unknown_chromosome(chrom, self.chroms))
-        first, last = self.overlaps(chrom, 0 if start is None else start, np.iinfo(np.int64).max if end is None else end)
+        first, last = self.overlaps(
+            chrom, 0 if start is None else start, np.iinfo(np.int64).max if end is None else end
+        )
         if start is not None and end is not None and start >= end:
-            raise GenomeError(f"region {chrom}:{start}-{end} is empty: its start must be below its end (0-based, half-open)")
+            raise GenomeError(
+                f"region {chrom}:{start}-{end} is empty: its start must be below its end (0-based, half-open)"
+            )
         if first >= last:
             raise GenomeError(self._nothing_here(chrom, start, end))
         return slice(int(first), int(last))
@@ -221,7 +229,9 @@ class GenomeBins:
                 return self._runs(np.array([first]), np.array([max(first, last)]))
             rows = np.arange(first, last, step)
         rows = np.asarray(rows)
-        rows = np.flatnonzero(rows) if rows.dtype == bool else np.where(rows < 0, rows + len(self), rows).astype(np.int64)
+        rows = (
+            np.flatnonzero(rows) if rows.dtype == bool else np.where(rows < 0, rows + len(self), rows).astype(np.int64)
+        )
         if rows.size and (np.any(np.diff(rows) <= 0) or rows[0] < 0 or rows[-1] >= len(self)):
             raise GenomeError("bins can only be taken in ascending order, each once")
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
@@ -262,11 +272,20 @@ class GenomeBins:
             raise GenomeError(f"bins of {finer.binsize} bp do not nest in bins of {self.binsize} bp")
         code = pd.Index(self.chroms).get_indexer(list(finer.chroms))[finer._code]
         reach = max(int(self._end.max(initial=0)), int(finer._end.max(initial=0))) + 1
-        i = np.searchsorted(self._code * np.int64(reach) + self._start, code * np.int64(reach) + finer._start, side="right") - 1
+        i = (
+            np.searchsorted(
+                self._code * np.int64(reach) + self._start, code * np.int64(reach) + finer._start, side="right"
+            )
+            - 1
+        )
         i_in = np.maximum(i, 0)
         if len(code) and not len(self):
             raise GenomeError("an axis without bins holds no other")
-        held = (code >= 0) & (i >= 0) & (self._code[i_in] == code) & (finer._end <= self._end[i_in]) if len(code) else code >= 0
+        held = (
+            (code >= 0) & (i >= 0) & (self._code[i_in] == code) & (finer._end <= self._end[i_in])
+            if len(code)
+            else code >= 0
+        )
         if not held.all():
             row = finer.segments[~held].iloc[0]
             raise GenomeError(
@@ -279,7 +298,9 @@ class GenomeBins:
     def concat(cls, pieces: Sequence[GenomeBins]) -> GenomeBins:
         """Join axes end to end; chromosomes must stay together and ascend."""
         if len({piece.binsize for piece in pieces}) > 1:
-            raise GenomeError(f"cannot join bins of {sorted({p.binsize for p in pieces})} bp: coarsen the finer cube first")
+            raise GenomeError(
+                f"cannot join bins of {sorted({p.binsize for p in pieces})} bp: coarsen the finer cube first"
+            )
         joined = cls(pd.concat([piece.segments for piece in pieces], ignore_index=True), pieces[0].binsize)
         if len(joined) != sum(map(len, pieces)):
             raise GenomeError("cannot join pieces that meet inside a bin")
@@ -297,7 +318,12 @@ class GenomeBins:
         return hash((self.binsize, self.chroms, self._start.tobytes(), self._end.tobytes(), self._code.tobytes()))
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
-        return (type(self).__name__, self.binsize, self.chroms, *(a.tobytes() for a in (self._code, self._start, self._end)))
+        return (
+            type(self).__name__,
+            self.binsize,
+            self.chroms,
+            *(a.tobytes() for a in (self._code, self._start, self._end)),
+        )
 
     def __repr__(self) -> str:
         where = ", ".join(self.chroms[:4]) + (", …" if len(self.chroms) > 4 else "")
@@ -339,14 +365,18 @@ def _check_segments(code: np.ndarray, names: Sequence[str], start: np.ndarray, e
     for i in np.flatnonzero(same & (start[1:] < start[:-1]))[:1] + 1:
         tell(i, "starts before the one above it: sort the table by chromosome and start")
     for i in np.flatnonzero(same & (start[1:] < end[:-1]))[:1] + 1:
-        tell(i, "overlaps the one above it: merge overlapping regions first, e.g. with bioframe.merge or PyRanges.merge")
+        tell(
+            i, "overlaps the one above it: merge overlapping regions first, e.g. with bioframe.merge or PyRanges.merge"
+        )
 
 
 def _check_in_genome(chrom: str, end: int, sizes: Mapping[str, int]) -> None:
     if chrom not in sizes:
         raise GenomeError(unknown_chromosome(chrom, tuple(sizes)))
     if end > sizes[chrom]:
-        raise GenomeError(f"{chrom} ends at {sizes[chrom]:,}, but a region reaches {end:,}: is it from another assembly?")
+        raise GenomeError(
+            f"{chrom} ends at {sizes[chrom]:,}, but a region reaches {end:,}: is it from another assembly?"
+        )
 
 
 def unknown_chromosome(chrom: str, known: Sequence[str]) -> str:

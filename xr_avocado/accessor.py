@@ -1,0 +1,67 @@
+"""The accessor ``ds.avocado``: every method is the verb of that name, called on the dataset."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+import xarray as xr
+
+from xr_avocado import baselines, cube, embed, evaluate, fit, impute, index
+from xr_avocado.genome import GenomeBins
+from xr_avocado.io import export, zarr
+
+__all__ = ["AvocadoAccessor"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _verb(function: Callable[Concatenate[xr.Dataset, P], R]) -> Callable[Concatenate[AvocadoAccessor, P], R]:
+    @wraps(function)
+    def method(self: AvocadoAccessor, *args: P.args, **kwargs: P.kwargs) -> R:
+        return function(self._ds, *args, **kwargs)
+
+    signature = inspect.signature(function)
+    _, *others = signature.parameters.values()
+    self_parameter = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    method.__signature__ = signature.replace(parameters=[self_parameter, *others])  # type: ignore[attr-defined]
+    return method
+
+
+@xr.register_dataset_accessor("avocado")
+class AvocadoAccessor:
+    """Verbs on a cube of epigenomic signal; each returns a new object, so they chain.
+
+    Choose: ``sel`` a region, ``coarsen`` the bins, ``hold_out`` experiments. Model: ``fit``, ``impute`` tracks, ``embed`` bins, cell
+    types and assays, ``average`` activity, ``evaluate`` against truth, ``cross_validate``. Write: ``to_zarr``, ``to_bigwig``. Look:
+    ``experiments`` that were run, ``bins`` of the genome axis.
+    """
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    sel = _verb(index.select)
+    coarsen = _verb(index.coarsen)
+    hold_out = _verb(cube.hold_out)
+    average = _verb(baselines.add_average)
+    fit = _verb(fit.fit)
+    impute = _verb(impute.impute)
+    embed = _verb(embed.embed)
+    # Within the class body, `evaluate` is the module up to the line that names the method.
+    cross_validate = _verb(evaluate.cross_validate)
+    evaluate = _verb(evaluate.evaluate)
+    to_zarr = _verb(zarr.to_zarr)
+    to_bigwig = _verb(export.to_bigwig)
+
+    @property
+    def experiments(self) -> list[cube.Experiment]:
+        """The experiments that were run, cell type by cell type."""
+        return cube.experiments(self._ds)
+
+    @property
+    def bins(self) -> GenomeBins:
+        """The genome axis: its segments and bin size."""
+        return index.bins_of(self._ds)

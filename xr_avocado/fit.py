@@ -1,0 +1,274 @@
+"""fit: train a model on a cube, and return the cube with its model inside."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from xr_avocado.cube import (
+    ASSAY,
+    ASSAY_FACTOR,
+    ASSAY_FACTORS,
+    CELLTYPE,
+    CELLTYPE_FACTOR,
+    CELLTYPE_FACTORS,
+    CONTEXT,
+    FITTED,
+    HISTORY,
+    NETWORK,
+    POSITION,
+    SIGNAL,
+    CubeError,
+    Experiment,
+    as_experiments,
+    check_cube,
+    experiments,
+    factor_dim,
+    genome_factors,
+    label_rows,
+    position_dim,
+)
+from xr_avocado.genome import GenomeBins
+from xr_avocado.index import assign_bins, bins_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from xr_avocado.model.config import Config
+    from xr_avocado.model.sampling import Panel
+    from xr_avocado.model.training import Trained
+
+__all__ = ["fit"]
+
+logger = logging.getLogger("xr_avocado")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each bin of each scale goes in the blocks of training: ``slots[i]`` indexes blocks x bins, flattened."""
+
+    coarse: tuple[GenomeBins, ...]
+    slots: tuple[np.ndarray, ...]
+    n_blocks: int
+
+    @classmethod
+    def of(cls, bins: GenomeBins, config: Config) -> Layout:
+        """Lay the bins of an axis out in blocks."""
+        blocks = bins.coarsen(config.block)
+        scales = tuple(bins.coarsen(scale) for scale in config.scales)
+        slots = []
+        for axis, scale in zip(scales, config.scales, strict=True):
+            per_block = config.block // scale
+            slots.append(blocks.rows_of(axis) * per_block + axis.start // axis.binsize % per_block)
+        return cls(scales, tuple(slots), len(blocks))
+
+
+def fit(
+    ds: xr.Dataset,
+    preset: str | None = None,
+    *,
+    config: Config | dict[str, Any] | None = None,
+    validation: str | float | Iterable[Any] | None = "auto",
+    epochs: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Train a model on the observed experiments, and return the cube with the model's parameters as variables.
+
+    Some experiments are set aside to choose the epoch: on a small panel the factors over-fit within a few passes, and the epoch at
+    which those hidden tracks are predicted best is the one that comes back. They are not trained on, but remain observed, so that
+    ``impute`` still averages over them.
+
+    Memory: the observed tracks at 2 bytes a bin, 16 bytes a genome factor (values, Adam's moments, the best epoch's copy; the
+    default on a small panel learns some 11 factors a bin), 8 bytes an assay and bin for the average. One track at a time is read.
+
+    Parameters
+    ----------
+    ds
+        A cube; restrict it with ``.avocado.sel`` to train on some regions.
+    preset
+        ``"paper"`` (Schreiber et al. 2020: 398 -> 2,048 -> 2,048 -> 1, no average) or ``"small"``; by default sizes follow the
+        number of experiments.
+    config
+        Settings of your own: a ``Config``, or a mapping of settings to change in the preset.
+    validation
+        Experiments to set aside: ``"auto"`` (a tenth, at least one, such that their cell type and assay keep another track), a
+        fraction, ``(celltype, assay)`` pairs, or None to train all epochs on everything.
+    epochs
+        Passes over the positions, at most; short for ``config={"epochs": ...}``.
+    seed
+        Fixes the run: same cube, settings, device and number of threads give the same model.
+    device
+        ``"cpu"``, ``"cuda"``, ``"mps"``; by default the fastest at hand.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    The cube plus ``celltype_factors``, ``assay_factors``, ``genome_factors_*`` along their own position dims, ``network_*``,
+    ``history`` (epoch x metric) and ``attrs["avocado"]``.
+
+    Raises
+    ------
+    CubeError
+        Where the cube has no signal, too few observed experiments, or a label given is not on it.
+    ValueError
+        Where a preset, a setting or the device is unknown, or training diverged in its first epoch.
+
+    Examples
+    --------
+    >>> import xr_avocado as xa
+    >>> cube = xa.datasets.simulate(n_celltypes=4, n_assays=4)
+    >>> fitted = cube.avocado.fit(epochs=1, progress=False)
+    >>> fitted.celltype_factors.dims
+    ('celltype', 'celltype_factor')
+    """
+    from xr_avocado.model.training import device_named, train
+
+    check_cube(ds, SIGNAL)
+    chosen = device_named(device)
+    held = validation_tracks(ds, validation, seed=seed)
+    trained_on = [pair for pair in experiments(ds) if pair not in set(held)]
+    if not trained_on:
+        raise CubeError(
+            f"no experiment is left to train on: the cube has {len(held)} and validation takes them; hold fewer out"
+        )
+    settings = resolve_config(len(trained_on), preset, config, epochs)
+    layout = Layout.of(bins_of(ds), settings)
+    panel = load_panel(ds, trained_on, layout, settings, chosen)
+    aside = load_panel(ds, held, layout, settings, chosen) if held else None
+    labels = ds.sizes[CELLTYPE], ds.sizes[ASSAY]
+    trained = train(panel, aside, settings, labels, seed=seed, progress=progress)
+    return with_parameters(ds, trained, layout, settings, trained_on, held, seed)
+
+
+def resolve_config(
+    n_experiments: int, preset: str | None, config: Config | dict[str, Any] | None, epochs: int | None
+) -> Config:
+    """Settle sizes and settings from preset, mapping and panel size."""
+    from xr_avocado.model.config import PRESETS, Config, config_for
+
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(
+            f"preset {preset!r} is unknown; choose {', '.join(map(repr, PRESETS))}, or None to follow the panel's size"
+        )
+    if isinstance(config, Config):
+        settings = config
+    else:
+        settings = (config_for(n_experiments) if preset is None else PRESETS[preset]).updated(config or {})
+    return settings if epochs is None else settings.updated({"epochs": epochs})
+
+
+def validation_tracks(ds: xr.Dataset, validation: Any, *, seed: int) -> list[Experiment]:
+    """Choose the experiments set aside: given pairs, or a random fraction whose cell types and assays keep another track."""
+    if validation is None:
+        return []
+    run = experiments(ds)
+    if not isinstance(validation, str | float | int):
+        pairs = as_experiments(ds, validation)
+        if missing := [str(pair) for pair in pairs if pair not in set(run)]:
+            raise CubeError(f"{', '.join(missing)}: not observed, so not fit for validation")
+        return pairs
+    fraction = 0.1 if validation == "auto" else validation
+    if isinstance(fraction, str) or not 0 < fraction < 1:
+        raise ValueError(
+            f"validation is 'auto', a fraction between 0 and 1, (celltype, assay) pairs or None; got {validation!r}"
+        )
+    wanted = max(1, round(fraction * len(run)))
+    chosen: list[Experiment] = []
+    for i in np.random.default_rng(seed).permutation(len(run)):
+        rest = [pair for pair in run if pair not in chosen and pair != run[i]]
+        if any(p.celltype == run[i].celltype for p in rest) and any(p.assay == run[i].assay for p in rest):
+            chosen.append(run[i])
+        if len(chosen) == wanted:
+            break
+    if not chosen:
+        logger.info("no experiment can be set aside for validation; training all epochs")
+    return chosen
+
+
+def load_panel(ds: xr.Dataset, tracks: list[Experiment], layout: Layout, config: Config, device: torch.device) -> Panel:
+    """Read tracks, one at a time, into blocks on the device: tracks x blocks x bins a block, float16."""
+    import torch
+
+    from xr_avocado.model.sampling import Panel
+
+    celltype = label_rows(ds, CELLTYPE, [t.celltype for t in tracks])
+    assay = label_rows(ds, ASSAY, [t.assay for t in tracks])
+    signal = ds[SIGNAL].transpose(CELLTYPE, ASSAY, POSITION)
+    values = torch.full((len(tracks), layout.n_blocks * config.block), torch.nan, dtype=torch.float16)
+    slots = torch.from_numpy(layout.slots[0])
+    for i, (c, a) in enumerate(zip(celltype, assay, strict=True)):
+        track = signal[int(c), int(a)].values
+        if not np.isfinite(track).any():
+            raise CubeError(
+                f"{tracks[i]} is marked as observed but its signal is all NaN; set observed to False or rebuild it"
+            )
+        values[i, slots] = torch.from_numpy(np.asarray(track, np.float16))
+    values = values.view(len(tracks), layout.n_blocks, config.block).to(device)
+    return Panel(values, torch.from_numpy(celltype).to(device), torch.from_numpy(assay).to(device))
+
+
+def with_parameters(
+    ds: xr.Dataset,
+    trained: Trained,
+    layout: Layout,
+    config: Config,
+    trained_on: list[Experiment],
+    held: list[Experiment],
+    seed: int,
+) -> xr.Dataset:
+    """Put a trained model's parameters on the cube, labelled."""
+    from xr_avocado import __version__
+    from xr_avocado.model.training import METRICS
+
+    net = trained.net
+    out = without_parameters(ds).assign(
+        {
+            CELLTYPE_FACTORS: ((CELLTYPE, CELLTYPE_FACTOR), _array(net.celltype_factors)),
+            ASSAY_FACTORS: ((ASSAY, ASSAY_FACTOR), _array(net.assay_factors)),
+            HISTORY: (("epoch", "metric"), np.array(trained.history), {"best_epoch": trained.best_epoch}),
+        }
+    )
+    out = out.assign_coords(epoch=np.arange(1, len(trained.history) + 1), metric=list(METRICS))
+    for i, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
+        dims = (f"{NETWORK}{i}_out", f"{NETWORK}{i}_in")
+        out[f"{NETWORK}weight_{i}"] = (dims, _array(weight))
+        out[f"{NETWORK}bias_{i}"] = (dims[:1], _array(bias))
+    for table, bins, slots in zip(trained.genome, layout.coarse, layout.slots, strict=True):
+        dim = position_dim(bins.binsize, layout.coarse[0].binsize)
+        rows = _array(table.flatten(0, 1)[slots])
+        out[genome_factors(bins.binsize)] = ((dim, factor_dim(bins.binsize)), rows)
+        out = out if dim == POSITION else assign_bins(out, bins, dim)
+    provenance = {
+        "version": __version__,
+        "config": config.to_attrs(),
+        "seed": seed,
+        "trained_on": [list(pair) for pair in trained_on],
+        "validation": [list(pair) for pair in held],
+        "best_epoch": trained.best_epoch + 1,
+    }
+    return out.assign_attrs({FITTED: provenance})
+
+
+def without_parameters(ds: xr.Dataset) -> xr.Dataset:
+    """Drop an earlier fit, so that a cube can be fitted again."""
+    names = [n for n in ds.data_vars if str(n).startswith((NETWORK, CONTEXT, "genome_factors_"))]
+    names += [n for n in (CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY) if n in ds]
+    bare = ds.drop_vars(names)
+    unused = [
+        n
+        for n, c in bare.coords.items()
+        if c.dims and not any(set(c.dims) & set(v.dims) for v in bare.data_vars.values())
+    ]
+    return bare.drop_vars([n for n in unused if n in ("epoch", "metric") or POSITION in str(bare[n].dims[0])])
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()

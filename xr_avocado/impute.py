@@ -1,0 +1,232 @@
+"""impute: a lazy layer of predicted tracks, computed where and when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from xr_avocado.cube import (
+    ASSAY,
+    ASSAY_FACTORS,
+    CELLTYPE,
+    CELLTYPE_FACTORS,
+    FITTED,
+    IMPUTED,
+    IMPUTED_TRACKS,
+    NETWORK,
+    OBSERVED,
+    POSITION,
+    SIGNAL,
+    as_experiments,
+    check_cube,
+    genome_factors,
+    label_rows,
+    position_dim,
+)
+from xr_avocado.index import bins_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from xr_avocado.model.network import AvocadoNet
+
+__all__ = ["impute"]
+
+POSITIONS = 1 << 18
+"""Positions of a dask chunk, at most; divides the chunks that stores have, so that no chunk is decoded in halves."""
+CHUNK = 1 << 25
+"""Values of a dask chunk, at most: 128 MB."""
+
+
+def impute(
+    ds: xr.Dataset,
+    celltype: str | Iterable[str] | None = None,
+    assay: str | Iterable[str] | None = None,
+    *,
+    tracks: Iterable[Any] | None = None,
+    only_missing: bool = False,
+    device: str | torch.device | None = None,
+) -> xr.Dataset:
+    """Add the lazy layer ``imputed``: what the model predicts for the tracks asked for.
+
+    Nothing is computed until it is asked for, and then only that: one track of one region reads the factors (and, where the model adds
+    average activity, the observed tracks of that assay) of that region. A dask chunk shares the position term over all its tracks.
+
+    Memory while computing: one dask chunk a thread, at most 128 MB of output, the factors of its positions and 64 MB of activations.
+
+    Parameters
+    ----------
+    ds
+        A fitted cube.
+    celltype, assay
+        A label or several; by default all.
+    tracks
+        Instead of those two: ``(celltype, assay)`` pairs.
+    only_missing
+        Leave out the experiments that were observed.
+    device
+        Where to compute; by default the fastest at hand.
+
+    Returns
+    -------
+    The cube plus ``imputed`` (celltype x assay x position, float32, in the cube's transformed units; NaN for pairs that were not asked
+    for) and ``imputed_tracks`` (celltype x assay, bool: the pairs asked for).
+
+    Raises
+    ------
+    CubeError
+        Where the cube is not fitted, or a label is not on it.
+    GenomeError
+        Where positions of the cube were not trained on.
+
+    Notes
+    -----
+    For an experiment that the model was trained on, the average leaves that track out, but the factors have seen it: to judge a model,
+    hide tracks with ``hold_out`` before ``fit``.
+
+    Examples
+    --------
+    >>> import xr_avocado as xa
+    >>> fitted = xa.datasets.simulate(n_celltypes=4, n_assays=4).avocado.fit(epochs=1, progress=False)
+    >>> full = fitted.avocado.impute("C1")
+    >>> full.avocado.sel("chr1:1,000-2,000").imputed.sel(celltype="C1").shape
+    (4, 40)
+    """
+    from xr_avocado.model.training import device_named
+
+    check_cube(ds, CELLTYPE_FACTORS, ASSAY_FACTORS)
+    asked = tracks_asked(ds, celltype, assay, tracks, only_missing=only_missing)
+    layer = ImputedLayer(ds, asked, str(device_named(device)))
+    n_celltypes, n_assays, n = layer.shape
+    step = max(1, min(n, POSITIONS))
+    chunks = (n_celltypes, max(1, min(n_assays, CHUNK // (n_celltypes * step))), step)
+    array = da.from_array(layer, chunks=chunks, asarray=False, inline_array=True, meta=np.empty((0, 0, 0), np.float32))
+    attrs = {"long_name": "imputed signal", "transform": ds.attrs.get("transform", "none")}
+    return ds.assign(
+        {
+            IMPUTED: ((CELLTYPE, ASSAY, POSITION), array, attrs),
+            IMPUTED_TRACKS: ((CELLTYPE, ASSAY), asked, {"long_name": "pairs that imputed holds"}),
+        }
+    )
+
+
+def tracks_asked(
+    ds: xr.Dataset, celltype: Any, assay: Any, tracks: Iterable[Any] | None, *, only_missing: bool
+) -> np.ndarray:
+    """Mark the pairs asked for: celltype x assay, bool."""
+    asked = np.zeros((ds.sizes[CELLTYPE], ds.sizes[ASSAY]), bool)
+    if tracks is not None:
+        if celltype is not None or assay is not None:
+            raise ValueError("give tracks=, or celltype= and assay=, not both")
+        pairs = as_experiments(ds, tracks)
+        c = label_rows(ds, CELLTYPE, [p.celltype for p in pairs])
+        a = label_rows(ds, ASSAY, [p.assay for p in pairs])
+        asked[c, a] = True
+    else:
+        asked[np.ix_(_labels(ds, CELLTYPE, celltype), _labels(ds, ASSAY, assay))] = True
+    return asked & ~ds[OBSERVED].transpose(CELLTYPE, ASSAY).values if only_missing else asked
+
+
+def _labels(ds: xr.Dataset, dim: str, labels: Any) -> np.ndarray:
+    if labels is None:
+        return np.arange(ds.sizes[dim])
+    return label_rows(ds, dim, [labels] if isinstance(labels, str) else labels)
+
+
+class ImputedLayer:
+    """An array that is computed on indexing: celltype x assay x position, float32.
+
+    Dask hands a chunk's slices, or an integer where one label was selected, to ``__getitem__``, so that selecting before computing
+    costs only what was selected. Pickles without the network, which each process builds for itself.
+    """
+
+    ndim = 3
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, ds: xr.Dataset, asked: np.ndarray, device: str) -> None:
+        from xr_avocado.model.config import Config
+
+        self.config = Config.from_attrs(ds.attrs[FITTED]["config"])
+        self.asked, self.device = asked, device
+        self.bins = bins_of(ds)
+        self.shape = (*asked.shape, len(self.bins))
+        widths = [self.bins.binsize * scale for scale in self.config.scales]
+        self.factors = [ds[genome_factors(bp)].data for bp in widths]
+        self.axes = [self.bins, *(bins_of(ds, position_dim(bp, self.bins.binsize)) for bp in widths[1:])]
+        for axis in self.axes[1:]:
+            axis.rows_of(self.bins)
+        self.network = {name: np.asarray(values) for name, values in _network_arrays(ds)}
+        self.observed = ds[OBSERVED].transpose(CELLTYPE, ASSAY).values
+        self.signal = (
+            check_cube(ds, SIGNAL)[SIGNAL].transpose(CELLTYPE, ASSAY, POSITION).data if self.config.average else None
+        )
+        self._net: AvocadoNet | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_net": None}
+
+    @property
+    def net(self) -> AvocadoNet:
+        """The network on its device, built on first use."""
+        if self._net is None:
+            import torch
+
+            from xr_avocado.model.prediction import network_from_arrays
+
+            self._net = network_from_arrays(self.config, self.network, torch.device(self.device))
+        return self._net
+
+    def __getitem__(self, key: tuple[Any, ...]) -> np.ndarray:
+        celltypes, assays, positions = (np.arange(n)[k] for k, n in zip(key, self.shape, strict=True))
+        shape = celltypes.shape + assays.shape + positions.shape
+        celltypes, assays, positions = map(np.atleast_1d, (celltypes, assays, positions))
+        out = np.full((len(celltypes), len(assays), len(positions)), np.nan, np.float32)
+        i, j = np.nonzero(self.asked[np.ix_(celltypes, assays)])
+        if len(i) and len(positions):
+            first, last = int(positions.min()), int(positions.max()) + 1
+            out[i, j] = self.predict(celltypes[i], assays[j], slice(first, last))[:, positions - first]
+        return out.reshape(shape)
+
+    def predict(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
+        """Predict pairs (indices) at the positions of a slice of rows: pairs x positions."""
+        from xr_avocado.model.prediction import predict_positions
+
+        bins = self.bins[rows]
+        factors, at = [], []
+        for axis, table in zip(self.axes, self.factors, strict=True):
+            row = axis.rows_of(bins)
+            factors.append(_read(table[row[0] : row[-1] + 1]))
+            at.append(row - row[0])
+        predicted = predict_positions(self.net, factors, at, celltype, assay)
+        return predicted if self.signal is None else predicted + self.average(celltype, assay, rows)
+
+    def average(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
+        """Average activity of each pair, itself left out: pairs x positions; 0 where no other cell type has the assay."""
+        out = np.zeros((len(celltype), rows.stop - rows.start), np.float32)
+        for a in np.unique(assay):
+            has = np.flatnonzero(self.observed[:, a])
+            tracks = {int(c): _read(self.signal[int(c), int(a), rows]).astype(np.float32) for c in has}
+            total = sum((np.nan_to_num(t) for t in tracks.values()), np.zeros(out.shape[1], np.float32))
+            count = sum((~np.isnan(t) for t in tracks.values()), np.zeros(out.shape[1], np.float32))
+            for k in np.flatnonzero(assay == a):
+                own = tracks.get(int(celltype[k]), np.float32(np.nan))
+                out[k] = (total - np.nan_to_num(own)) / np.maximum(count - ~np.isnan(own), 1)
+        return out
+
+
+def _network_arrays(ds: xr.Dataset) -> Iterable[tuple[str, np.ndarray]]:
+    yield CELLTYPE_FACTORS, ds[CELLTYPE_FACTORS].values
+    yield ASSAY_FACTORS, ds[ASSAY_FACTORS].values
+    for name in ds.data_vars:
+        kind, _, layer = str(name).removeprefix(NETWORK).rpartition("_")
+        if str(name).startswith(NETWORK):
+            yield f"{'weights' if kind == 'weight' else 'biases'}.{layer}", ds[name].values
+
+
+def _read(array: Any) -> np.ndarray:
+    """Bring a piece of an array to memory; in a dask task already, so without starting other threads."""
+    return array.compute(scheduler="synchronous") if isinstance(array, da.Array) else np.asarray(array)
