@@ -141,12 +141,17 @@ class GenomeBins:
     @property
     def start(self) -> np.ndarray:
         """First base of each bin, 0-based: int64."""
-        return np.maximum(self._grid_starts(), np.repeat(self._start, np.diff(self._offset)))
+        start = self._grid_starts()
+        start[self._offset[:-1]] = self._start
+        return start
 
     @property
     def end(self) -> np.ndarray:
         """End of each bin, exclusive: int64."""
-        return np.minimum(self._grid_starts() + self.binsize, np.repeat(self._end, np.diff(self._offset)))
+        end = self._grid_starts()
+        end += self.binsize
+        end[self._offset[1:] - 1] = self._end
+        return end
 
     def at(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Chromosome, start and end of the bins in the given rows (any integer array, any order)."""
@@ -162,7 +167,11 @@ class GenomeBins:
 
     def _grid_starts(self) -> np.ndarray:
         shift = self._start // self.binsize - self._offset[:-1]
-        return (np.arange(len(self)) + np.repeat(shift, np.diff(self._offset))) * self.binsize
+        # In place: on a genome each of these arrays is a gigabyte.
+        grid = np.arange(len(self))
+        grid += np.repeat(shift, np.diff(self._offset))
+        grid *= self.binsize
+        return grid
 
     # --- from coordinates to rows --------------------------------------------------------------------------------------
 
@@ -222,7 +231,13 @@ class GenomeBins:
     # --- new axes from this one ----------------------------------------------------------------------------------------
 
     def __getitem__(self, rows: slice | np.ndarray) -> GenomeBins:
-        """Take a slice of step 1, or a strictly ascending integer or boolean array of rows: the axis of just these bins."""
+        """Take a slice, a boolean mask or an array of rows: the axis of just these bins, in this order.
+
+        Raises
+        ------
+        GenomeError
+            Where the rows lie outside, repeat, or leave genome order; chromosomes may change places as a whole.
+        """
         if isinstance(rows, slice):
             first, last, step = rows.indices(len(self))
             if step == 1:
@@ -232,15 +247,20 @@ class GenomeBins:
         rows = (
             np.flatnonzero(rows) if rows.dtype == bool else np.where(rows < 0, rows + len(self), rows).astype(np.int64)
         )
-        if rows.size and (np.any(np.diff(rows) <= 0) or rows[0] < 0 or rows[-1] >= len(self)):
-            raise GenomeError("bins can only be taken in ascending order, each once")
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise GenomeError(f"there are {len(self):,} bins; rows reach from {rows.min():,} to {rows.max():,}")
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         firsts = rows[np.concatenate([[0], breaks]).astype(int)] if rows.size else rows
         lasts = rows[np.concatenate([breaks - 1, [rows.size - 1]]).astype(int)] + 1 if rows.size else rows
-        return self._runs(firsts, lasts)
+        if np.all(firsts[1:] > lasts[:-1]):
+            return self._runs(firsts, lasts)
+        try:
+            return GenomeBins(self._runs(firsts, lasts).segments, self.binsize)
+        except GenomeError as error:
+            raise GenomeError(f"bins can only be taken in genome order, each once: {error}") from None
 
     def _runs(self, firsts: np.ndarray, lasts: np.ndarray) -> GenomeBins:
-        """The bins of rows ``firsts[i]:lasts[i]``, runs ascending and apart."""
+        """The bins of rows ``firsts[i]:lasts[i]``, in order; an axis only where the runs ascend."""
         firsts, lasts = firsts[firsts < lasts], lasts[firsts < lasts]
         a = np.searchsorted(self._offset, firsts, side="right") - 1
         count = np.searchsorted(self._offset, lasts, side="left") - a
