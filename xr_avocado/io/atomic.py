@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["link_tree", "remove", "replacing"]
+__all__ = ["link_tree", "remove", "replacing", "unfinished"]
 
 
 @contextmanager
@@ -58,3 +58,8 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def unfinished(target: Path) -> Path:
+    """Name the folder beside ``target`` in which its build gathers what is done."""
+    return target.with_name(f".{target.name}.building")

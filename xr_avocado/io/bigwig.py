@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
@@ -11,10 +10,20 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from xr_avocado.genome import GenomeBins, unknown_chromosome
-from xr_avocado.io.header import BigWigError, check_header
 from xr_avocado.io.bigwig_writer import write_bins
+from xr_avocado.io.header import BigWigError, check_header
 
-__all__ = ["READERS", "UNCOVERED", "BigWigError", "Reader", "Uncovered", "check_axis", "chromosomes", "read_bins", "write_bins"]
+__all__ = [
+    "READERS",
+    "UNCOVERED",
+    "BigWigError",
+    "Reader",
+    "Uncovered",
+    "check_axis",
+    "chromosomes",
+    "read_bins",
+    "write_bins",
+]
 
 Uncovered = Literal["zero", "ignore"]
 Reader = Literal["auto", "pyBigWig", "pybigtools"]
@@ -117,7 +126,9 @@ def _blocks(bins: GenomeBins) -> Iterator[tuple[str, int, int, slice]]:
     size = bins.binsize
     step = max(BLOCK // size, 1)
     table = bins.segments
-    spans = zip(table["chrom"].tolist(), table["start"].tolist(), table["end"].tolist(), bins.segment_slices, strict=True)
+    spans = zip(
+        table["chrom"].tolist(), table["start"].tolist(), table["end"].tolist(), bins.segment_slices, strict=True
+    )
     for chrom, start, end, at in spans:
         head, tail = start % size > 0, end % size > 0
         if at.stop - at.start == 1 and (head or tail):
@@ -161,7 +172,9 @@ class _Bases:
         try:
             self.handle = pyBigWig.open(name)
         except RuntimeError:
-            raise BigWigError(f"{name} is damaged: its header or index cannot be read; copy or download it again") from None
+            raise BigWigError(
+                f"{name} is damaged: its header or index cannot be read; copy or download it again"
+            ) from None
 
     def __enter__(self) -> _Bases:
         return self
@@ -177,7 +190,9 @@ class _Bases:
             bases = self.handle.values(chrom, start, start + width * count, numpy=True)
         except RuntimeError:
             end = start + width * count
-            raise BigWigError(f"{self.name} is damaged: {chrom}:{start:,}-{end:,} cannot be read; copy or download it again") from None
+            raise BigWigError(
+                f"{self.name} is damaged: {chrom}:{start:,}-{end:,} cannot be read; copy or download it again"
+            ) from None
         if len(bases) == 0:
             return np.full(count, 0.0 if uncovered == "zero" else np.nan)
         return _mean_of_rows(bases.reshape(count, width), uncovered)
@@ -218,7 +233,9 @@ class _Binned:
 
     def means(self, chrom: str, start: int, width: int, count: int, uncovered: Uncovered) -> np.ndarray:
         try:
-            means = self._summary(chrom, start, width, count, fillna=None, uncovered=0.0 if uncovered == "zero" else None)
+            means = self._summary(
+                chrom, start, width, count, fillna=None, uncovered=0.0 if uncovered == "zero" else None
+            )
             finite = bool(np.isfinite(means).all())
             if not finite and uncovered == "ignore":
                 # Here NaN means no record or a NaN in one; where uncovered bases count, only the latter is NaN.

@@ -66,9 +66,14 @@ def write_bins(
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_bins(f"{folder}/x.bw", GenomeBins([("chr1", 0, 110)], 50), np.arange(3), {"chr1": 110}, progress=False)
+    ...     write_bins(
+    ...         f"{folder}/x.bw", GenomeBins([("chr1", 0, 110)], 50), np.arange(3), {"chr1": 110}, progress=False
+    ...     )
     """
-    with track_writer(path, bins, sizes) as writer, tqdm(total=len(bins), unit="bin", unit_scale=True, disable=not progress) as bar:
+    with (
+        track_writer(path, bins, sizes) as writer,
+        tqdm(total=len(bins), unit="bin", unit_scale=True, disable=not progress) as bar,
+    ):
         for rows, piece in _pieces(values, bins, sizes):
             writer.add(rows, piece)
             bar.update(rows.stop - rows.start)
@@ -164,7 +169,9 @@ def _as_float32(values: np.ndarray, rows: slice) -> np.ndarray:
     with np.errstate(over="ignore"):
         narrow = values.astype(np.float32)
     for i in np.flatnonzero(np.isinf(narrow) & np.isfinite(values))[:1]:
-        raise BigWigError(f"{values[i]:g}, the value of bin {rows.start + i:,}, is more than a bigWig can hold (float32)")
+        raise BigWigError(
+            f"{values[i]:g}, the value of bin {rows.start + i:,}, is more than a bigWig can hold (float32)"
+        )
     return narrow
 
 
@@ -200,4 +207,6 @@ def _check_fits(bins: GenomeBins, sizes: Mapping[str, int]) -> None:
         if row.chrom not in sizes:
             raise BigWigError(unknown_chromosome(row.chrom, tuple(sizes)))
         if row.end > sizes[row.chrom]:
-            raise BigWigError(f"{row.chrom} ends at {sizes[row.chrom]:,}, but bins reach {row.end:,}: are sizes of another assembly?")
+            raise BigWigError(
+                f"{row.chrom} ends at {sizes[row.chrom]:,}, but bins reach {row.end:,}: are sizes of another assembly?"
+            )

@@ -56,15 +56,21 @@ def _check_offsets(name: str, file: BinaryIO, size: int) -> None:
     indices = [head.index] + [fields[3] for fields in _ZOOM.iter_unpack(zooms[: len(zooms) // _ZOOM.size * _ZOOM.size])]
     reached = max(head.tree, head.records, *(index + _INDEX_HEADER for index in indices))
     if len(zooms) < _ZOOM.size * head.zooms or reached > size:
-        raise BigWigError(f"{name} is truncated: it refers to byte {reached:,} but has {size:,}; copy or download it again")
+        raise BigWigError(
+            f"{name} is truncated: it refers to byte {reached:,} but has {size:,}; copy or download it again"
+        )
 
 
 def _read_head(name: str, head: bytes) -> _Offsets:
     magic = int.from_bytes(head[:4], "little")
     if magic == _BIGBED:
-        raise BigWigError(f"{name} is a bigBed, which holds intervals, whatever its name; a bigWig of the signal is needed")
+        raise BigWigError(
+            f"{name} is a bigBed, which holds intervals, whatever its name; a bigWig of the signal is needed"
+        )
     if int.from_bytes(head[:4], "big") == _BIGWIG:
-        raise BigWigError(f"{name} is a big-endian bigWig, which no reader here knows; write it anew, e.g. with bedGraphToBigWig")
+        raise BigWigError(
+            f"{name} is a big-endian bigWig, which no reader here knows; write it anew, e.g. with bedGraphToBigWig"
+        )
     if magic != _BIGWIG:
         what = "empty" if not head else "not a bigWig (its first bytes are those of another format)"
         raise BigWigError(f"{name} is {what}")

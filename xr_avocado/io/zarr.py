@@ -1,0 +1,203 @@
+"""Cubes in zarr stores: opened lazily, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from xr_avocado.axis import coordinate_names
+from xr_avocado.cube import ASSAY, CELLTYPE, OBSERVED, POSITION, SIGNAL, CubeError, check_cube
+from xr_avocado.genome import GenomeBins, GenomeError
+from xr_avocado.index import assign_bins
+from xr_avocado.io.atomic import replacing, unfinished
+from xr_avocado.io.encoding import BINSIZE, FORMAT, SEGMENTS, VERSION, Precision, is_position, to_disk
+
+__all__ = ["open_cube", "to_zarr"]
+
+
+def open_cube(store: Any, *, chunks: Mapping[str, int] | None = None) -> xr.Dataset:
+    """Open a cube, fitted or not, from its zarr store.
+
+    Reads metadata, labels and ``observed`` only; everything else is lazy. Signal that is stored as float16 comes as float32.
+
+    Parameters
+    ----------
+    store
+        The folder that ``build_cube`` or ``to_zarr`` wrote, or any zarr store of such a layout. A store whose ``chrom``, ``start``
+        and ``end`` are arrays opens too.
+    chunks
+        Dask chunks by dim; by default the chunks of the store, so that each is decoded once.
+
+    Raises
+    ------
+    CubeError
+        Where there is no store, its build has not finished, it is no cube, or a newer version of the package wrote it.
+
+    Examples
+    --------
+    >>> import tempfile, xr_avocado as xa
+    >>> cube = xa.datasets.simulate()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = cube.avocado.to_zarr(f"{folder}/cube.zarr", progress=False)
+    ...     open_cube(f"{folder}/cube.zarr").signal.dims
+    ('celltype', 'assay', 'position')
+    """
+    ds = _open(store, chunks)
+    version = ds.attrs.pop(FORMAT, VERSION)
+    if not isinstance(version, int) or version > VERSION:
+        raise CubeError(
+            f"{store} has format {version}; this xr_avocado reads up to {VERSION}: pip install --upgrade xr-avocado"
+        )
+    for dim in (CELLTYPE, ASSAY):
+        if dim not in ds.variables or ds[dim].dims != (dim,):
+            raise CubeError(f"{store} has no {dim!r} labels, so it is no cube; make one with xr_avocado.build_cube")
+    ds = _with_axes(ds, store)
+    for name, variable in ds.variables.items():
+        if variable.dtype == np.float16:
+            ds[name] = _as_float32(ds[name])
+        elif variable.dtype.kind in "OTU" and variable.dims == (name,):
+            ds = ds.assign_coords({name: (name, np.array(variable.values.tolist(), str), variable.attrs)})
+    if OBSERVED in ds:
+        ds[OBSERVED].load()
+    # A folder lists its arrays in no order of its own.
+    return check_cube(ds[sorted(ds.data_vars, key=lambda name: (name != SIGNAL, name != OBSERVED, str(name)))])
+
+
+def _open(store: Any, chunks: Mapping[str, int] | None) -> xr.Dataset:
+    if isinstance(store, str | os.PathLike) and "://" not in str(store):
+        _check_there(Path(store))
+        store = os.fspath(store)
+    try:
+        return xr.open_zarr(store, consolidated=False, chunks={} if chunks is None else dict(chunks))
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise CubeError(f"{store} cannot be read as a zarr store: {error}") from None
+
+
+def _check_there(path: Path) -> None:
+    if path.exists():
+        return
+    if unfinished(path).exists():
+        raise CubeError(
+            f"the build of {path} has not finished: run the same build_cube again, it goes on where it stopped"
+        )
+    raise CubeError(f"there is no store {path}; make one with xr_avocado.build_cube")
+
+
+def _as_float32(array: xr.DataArray) -> xr.DataArray:
+    wide = array.astype(np.float32)
+    wide.encoding = {**array.encoding, "dtype": np.dtype(np.float16)}
+    return wide
+
+
+def _with_axes(ds: xr.Dataset, store: Any) -> xr.Dataset:
+    attrs = {**ds.attrs}
+    segments, binsize = attrs.pop(SEGMENTS, None), attrs.get(BINSIZE)
+    ds.attrs = attrs
+    if POSITION in ds.dims:
+        ds = _assign(ds, _bins(ds, POSITION, segments, binsize, store), POSITION, store)
+    for name in list(ds.data_vars):
+        for dim in [str(d) for d in ds[name].dims if is_position(d) and d != POSITION]:
+            bins = _bins(ds, dim, ds[name].attrs.pop(SEGMENTS, None), ds[name].attrs.pop(BINSIZE, None), store)
+            ds = _assign(ds, bins, dim, store) if coordinate_names(dim)[0] not in ds.coords else ds
+    return ds
+
+
+def _bins(ds: xr.Dataset, dim: str, segments: Any, binsize: int | None, store: Any) -> GenomeBins:
+    columns = [ds[name].values for name in coordinate_names(dim) if name in ds.variables]
+    try:
+        if segments is not None and binsize is not None:
+            return GenomeBins(segments, binsize)
+        if len(columns) == 3:
+            return GenomeBins.from_coordinates(*columns, binsize or int((columns[2] - columns[1]).max()))
+    except GenomeError as error:
+        raise CubeError(f"{store}: the bins along {dim!r} cannot be read: {error}") from None
+    raise CubeError(
+        f"{store} does not say which bins lie along {dim!r}: it needs the attributes {SEGMENTS} and {BINSIZE}, or the "
+        f"coordinates {', '.join(coordinate_names(dim))}. Make cubes with xr_avocado.build_cube"
+    )
+
+
+def _assign(ds: xr.Dataset, bins: GenomeBins, dim: str, store: Any) -> xr.Dataset:
+    if len(bins) != ds.sizes[dim]:
+        raise CubeError(
+            f"{store} is damaged: {dim!r} has {ds.sizes[dim]:,} entries, but its segments have {len(bins):,} bins"
+        )
+    return assign_bins(ds.drop_vars([name for name in coordinate_names(dim) if name in ds.variables]), bins, dim)
+
+
+def to_zarr(
+    ds: xr.Dataset,
+    store: str | os.PathLike[str],
+    *,
+    precision: Precision = "float16",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Write a cube, fitted or not, to a zarr store, and open it from there.
+
+    Lazy variables are computed chunk by chunk, so that a cube larger than memory can be written: one chunk a thread is held, and
+    the blocks that it is computed from. The store is complete or absent: it is written beside its place and then renamed, also
+    where it replaces the store that ``ds`` was opened from.
+
+    Parameters
+    ----------
+    ds
+        A cube.
+    store
+        The folder to write.
+    precision
+        Of ``signal``, ``imputed`` and ``average``: ``"float16"`` (11 significant bits), ``"float32"``, or the number of mantissa
+        bits to keep (fewer take less room; 8 about 12 % less than float16). Signal that is not transformed is float32 at
+        least. A model's parameters are stored as they are.
+    overwrite
+        Replace a store that is there; nothing but a zarr store is replaced.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+        The cube as ``open_cube`` opens it.
+
+    Raises
+    ------
+    CubeError
+        Where ``ds`` is no cube, or something is there already.
+
+    Examples
+    --------
+    >>> import tempfile, xr_avocado as xa
+    >>> cube = xa.datasets.simulate()
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     stored = to_zarr(cube, f"{folder}/cube.zarr", progress=False)
+    ...     bool(abs(stored.signal - cube.signal).max() < 0.01)
+    True
+    """
+    target = _target(store, overwrite=overwrite)
+    plain, encoding = to_disk(check_cube(ds), precision=precision)
+    with replacing(target) as temporary, _bar(target.name, shown=progress):
+        plain.to_zarr(temporary, mode="w-", consolidated=False, zarr_format=3, encoding=encoding)
+    return open_cube(target)
+
+
+def _target(store: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    if not isinstance(store, str | os.PathLike) or "://" in str(store):
+        raise CubeError(f"a cube is written to a folder of this machine, so that it is whole or absent; got {store!r}")
+    path = Path(os.path.abspath(store))
+    if path.exists() and not overwrite:
+        raise CubeError(f"{path} is there already; give overwrite=True to replace it, or another name")
+    is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
+    if path.exists() and not is_store and not (path.is_dir() and not any(path.iterdir())):
+        raise CubeError(f"{path} is no zarr store, so it is not replaced; choose another name, or remove it yourself")
+    return path
+
+
+def _bar(name: str, *, shown: bool) -> Any:
+    from tqdm.dask import TqdmCallback
+
+    return TqdmCallback(desc=name) if shown else nullcontext()
