@@ -17,7 +17,7 @@ from xr_avocado.genome import GenomeBins, unknown_chromosome
 from xr_avocado.io.atomic import replacing
 from xr_avocado.io.header import BigWigError, check_header
 
-__all__ = ["TrackWriter", "track_writer", "write_bins", "written_rows"]
+__all__ = ["TrackWriter", "check_room", "track_writer", "write_bins", "written_rows"]
 
 logger = logging.getLogger("xr_avocado")
 
@@ -110,7 +110,9 @@ class TrackWriter:
         import pyBigWig
 
         self.bins, self.written = bins, 0
-        _check_writable(name, BYTES * len(bins))
+        # libBigWig ends the whole process where it cannot open its file, or fills the disk.
+        _check_writable(Path(name))
+        check_room(Path(name).parent, len(bins))
         self.handle = pyBigWig.open(name, "w")
         self.handle.addHeader([(str(chrom), int(size)) for chrom, size in sizes.items()])
 
@@ -151,15 +153,20 @@ class TrackWriter:
         self.written += len(values)
 
 
-def _check_writable(name: str, needed: int) -> None:
-    # libBigWig ends the whole process where it cannot open or write its file.
-    try:
-        Path(name).touch()
-        free = shutil.disk_usage(Path(name).parent).free
-    except OSError as error:
-        raise BigWigError(f"{Path(name).parent} cannot be written to: {error.strerror}") from None
+def check_room(folder: Path, bins: int) -> None:
+    """Raise where the disk may have too little room for so many bins."""
+    needed, free = BYTES * bins, shutil.disk_usage(folder).free
     if free < needed:
-        raise BigWigError(f"{name} may need {needed / 1e6:,.0f} MB, but its disk has {free / 1e6:,.0f} MB left")
+        raise BigWigError(
+            f"{folder}: {bins:,} bins may need {needed / 1e6:,.0f} MB as bigWig, but the disk has {free / 1e6:,.0f} MB left"
+        )
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise BigWigError(f"{path.parent} cannot be written to: {error.strerror}") from None
 
 
 def _as_float32(values: np.ndarray, rows: slice) -> np.ndarray:

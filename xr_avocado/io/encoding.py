@@ -23,6 +23,8 @@ FORMAT = "xr_avocado_format"
 VERSION = 1
 CHUNK = 1 << 20
 """Bins of a chunk, at most: 2 MB of float16, one track."""
+PROVENANCE = "built_from"
+"""The attribute of stored signal that says which files it was built from; only the store has it."""
 SEGMENTS, BINSIZE = "segments", "binsize"
 _SIGNAL_LIKE = (SIGNAL, IMPUTED, AVERAGE)
 _MANTISSA = 23

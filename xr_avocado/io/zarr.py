@@ -16,7 +16,7 @@ from xr_avocado.cube import ASSAY, CELLTYPE, OBSERVED, POSITION, SIGNAL, CubeErr
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import assign_bins
 from xr_avocado.io.atomic import replacing, unfinished
-from xr_avocado.io.encoding import BINSIZE, FORMAT, SEGMENTS, VERSION, Precision, is_position, to_disk
+from xr_avocado.io.encoding import BINSIZE, FORMAT, PROVENANCE, SEGMENTS, VERSION, Precision, is_position, to_disk
 
 __all__ = ["open_cube", "to_zarr"]
 
@@ -58,6 +58,8 @@ def open_cube(store: Any, *, chunks: Mapping[str, int] | None = None) -> xr.Data
         if dim not in ds.variables or ds[dim].dims != (dim,):
             raise CubeError(f"{store} has no {dim!r} labels, so it is no cube; make one with xr_avocado.build_cube")
     ds = _with_axes(ds, store)
+    if SIGNAL in ds:
+        ds[SIGNAL].attrs.pop(PROVENANCE, None)
     for name, variable in ds.variables.items():
         if variable.dtype == np.float16:
             ds[name] = _as_float32(ds[name])
@@ -191,10 +193,15 @@ def _target(store: str | os.PathLike[str], *, overwrite: bool) -> Path:
     path = Path(os.path.abspath(store))
     if path.exists() and not overwrite:
         raise CubeError(f"{path} is there already; give overwrite=True to replace it, or another name")
+    check_replaceable(path)
+    return path
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise where something is there that is neither a zarr store nor an empty folder."""
     is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
     if path.exists() and not is_store and not (path.is_dir() and not any(path.iterdir())):
         raise CubeError(f"{path} is no zarr store, so it is not replaced; choose another name, or remove it yourself")
-    return path
 
 
 def _bar(name: str, *, shown: bool) -> Any:
