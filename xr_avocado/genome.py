@@ -283,11 +283,12 @@ class GenomeBins:
         GenomeError
             Where a finer bin lies outside this axis.
         """
-        segment = self._segments_holding(finer)
+        segment = self.check_covers(finer)
         base = self._offset[segment] - self._start[segment] // self.binsize
         return finer._grid_starts() // self.binsize + np.repeat(base, np.diff(finer._offset))
 
-    def _segments_holding(self, finer: GenomeBins) -> np.ndarray:
+    def check_covers(self, finer: GenomeBins) -> np.ndarray:
+        """Find the segment of this axis that holds each segment of a finer one, or raise GenomeError; no cost a bin."""
         if self.binsize % finer.binsize:
             raise GenomeError(f"bins of {finer.binsize} bp do not nest in bins of {self.binsize} bp")
         code = pd.Index(self.chroms).get_indexer(list(finer.chroms))[finer._code]

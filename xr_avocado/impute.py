@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from xr_avocado.cube import (
     ASSAY_FACTORS,
     CELLTYPE,
     CELLTYPE_FACTORS,
+    DIMS,
     FITTED,
     IMPUTED,
     IMPUTED_TRACKS,
@@ -100,11 +102,7 @@ def impute(
 
     check_cube(ds, CELLTYPE_FACTORS, ASSAY_FACTORS)
     asked = tracks_asked(ds, celltype, assay, tracks, only_missing=only_missing)
-    layer = ImputedLayer(ds, asked, str(device_named(device)))
-    n_celltypes, n_assays, n = layer.shape
-    step = max(1, min(n, POSITIONS))
-    chunks = (n_celltypes, max(1, min(n_assays, CHUNK // (n_celltypes * step))), step)
-    array = da.from_array(layer, chunks=chunks, asarray=False, inline_array=True, meta=np.empty((0, 0, 0), np.float32))
+    array = LazyLayer.of(Predictor(ds, asked, str(device_named(device))))
     attrs = {"long_name": "imputed signal", "transform": ds.attrs.get("transform", "none")}
     return ds.assign(
         {
@@ -137,14 +135,46 @@ def _labels(ds: xr.Dataset, dim: str, labels: Any) -> np.ndarray:
     return label_rows(ds, dim, [labels] if isinstance(labels, str) else labels)
 
 
-class ImputedLayer:
-    """An array that is computed on indexing: celltype x assay x position, float32.
+class LazyLayer(da.Array):
+    """A dask array of predictions that slices its predictor, not its chunks.
 
-    Dask hands a chunk's slices, or an integer where one label was selected, to ``__getitem__``, so that selecting before computing
-    costs only what was selected. Pickles without the network, which each process builds for itself.
+    Dask computes whole chunks, except that it merges the first slice into them; so ``imputed.sel(celltype=..., assay=...)`` after a
+    slice by region would compute all tracks of the region. Here any chain of slices, integers and lists of labels narrows what will be
+    predicted. Every other operation gives an ordinary dask array.
     """
 
-    ndim = 3
+    __slots__ = ("predictor",)
+
+    @classmethod
+    def of(cls, predictor: Predictor) -> LazyLayer:
+        """Chunk a predictor: all its cell types together, as many assays and positions as fit ``CHUNK``."""
+        n_celltypes = predictor.celltypes.size
+        step = max(1, min(len(predictor.positions), POSITIONS, CHUNK // max(1, n_celltypes)))
+        assays = max(1, min(predictor.assays.size, CHUNK // max(1, n_celltypes * step)))
+        sizes = {"celltypes": n_celltypes or 1, "assays": assays, "positions": step}
+        chunks = tuple(sizes[name] for name in predictor.dims)
+        meta = np.empty((0,) * len(chunks), np.float32)
+        # A token would hash every factor of the genome, so the name is random.
+        base = da.from_array(predictor, chunks, name=False, asarray=False, inline_array=True, meta=meta)
+        array = cls.__new__(cls, base.dask, base.name, base.chunks, base.dtype, base._meta, base.shape)
+        array.predictor = predictor
+        return array
+
+    def __getitem__(self, index: Any) -> da.Array:
+        view = self.predictor.narrowed(index if isinstance(index, tuple) else (index,))
+        return super().__getitem__(index) if view is None else LazyLayer.of(view)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LazyLayer.of, (self.predictor,)
+
+
+class Predictor:
+    """An array that is computed on indexing: celltypes x assays x positions, float32.
+
+    ``celltypes`` and ``assays`` are indices into the model's labels, ``positions`` a run of rows of its genome axis; one that is a
+    single index is no dim, nor is ``positions`` once it is a point. Pickles without the network, which each process builds for itself.
+    """
+
     dtype = np.dtype(np.float32)
 
     def __init__(self, ds: xr.Dataset, asked: np.ndarray, device: str) -> None:
@@ -153,21 +183,71 @@ class ImputedLayer:
         self.config = Config.from_attrs(ds.attrs[FITTED]["config"])
         self.asked, self.device = asked, device
         self.bins = bins_of(ds)
-        self.shape = (*asked.shape, len(self.bins))
+        self.celltypes, self.assays = (np.arange(n) for n in asked.shape)
+        self.positions, self.point = range(len(self.bins)), False
         widths = [self.bins.binsize * scale for scale in self.config.scales]
         self.factors = [ds[genome_factors(bp)].data for bp in widths]
         self.axes = [self.bins, *(bins_of(ds, position_dim(bp, self.bins.binsize)) for bp in widths[1:])]
         for axis in self.axes[1:]:
-            axis.rows_of(self.bins)
+            axis.check_covers(self.bins)
         self.network = {name: np.asarray(values) for name, values in _network_arrays(ds)}
         self.observed = ds[OBSERVED].transpose(CELLTYPE, ASSAY).values
-        self.signal = (
-            check_cube(ds, SIGNAL)[SIGNAL].transpose(CELLTYPE, ASSAY, POSITION).data if self.config.average else None
-        )
+        self.signal = check_cube(ds, SIGNAL)[SIGNAL].transpose(*DIMS).data if self.config.average else None
         self._net: AvocadoNet | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_net": None}
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the axes that are dims still."""
+        labels = tuple(name for name in ("celltypes", "assays") if np.ndim(getattr(self, name)))
+        return labels if self.point else (*labels, "positions")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each dim."""
+        return tuple(len(getattr(self, name)) for name in self.dims)
+
+    @property
+    def ndim(self) -> int:
+        """Number of dims."""
+        return len(self.dims)
+
+    def narrowed(self, index: tuple[Any, ...]) -> Predictor | None:
+        """View of a part, for slices and integers (and one list of labels); None for any other index."""
+        if len(index) > self.ndim or sum(isinstance(i, list | np.ndarray) for i in index) > 1:
+            return None
+        view = copy.copy(self)
+        for name, i in zip(self.dims, index, strict=False):
+            basic = isinstance(i, slice | int | np.integer)
+            if not basic and (name == "positions" or not isinstance(i, list | np.ndarray)):
+                return None
+            if name == "positions" and not isinstance(i, slice):
+                view.point = True
+                i = slice(range(len(self.positions))[i], range(len(self.positions))[i] + 1)
+            setattr(view, name, getattr(self, name)[i])
+        return view
+
+    def __getitem__(self, index: tuple[Any, ...]) -> np.ndarray:
+        part = self.narrowed(index if isinstance(index, tuple) else (index,))
+        if part is None:
+            return np.asarray(self[(slice(None),) * self.ndim][index])
+        return part.compute()
+
+    def compute(self) -> np.ndarray:
+        """Predict all of it; NaN for pairs that were not asked for."""
+        celltypes, assays = np.atleast_1d(self.celltypes), np.atleast_1d(self.assays)
+        positions = self.positions
+        out = np.full((len(celltypes), len(assays), len(positions)), np.nan, np.float32)
+        i, j = np.nonzero(self.asked[np.ix_(celltypes, assays)])
+        if len(i) and len(positions):
+            rows = slice(min(positions[0], positions[-1]), max(positions[0], positions[-1]) + 1)
+            predicted = self.predict(celltypes[i], assays[j], rows)
+            out[i, j] = (
+                predicted[:, :: positions.step] if positions.step > 0 else predicted[:, ::-1][:, :: -positions.step]
+            )
+        return out.reshape(self.shape)
 
     @property
     def net(self) -> AvocadoNet:
@@ -179,17 +259,6 @@ class ImputedLayer:
 
             self._net = network_from_arrays(self.config, self.network, torch.device(self.device))
         return self._net
-
-    def __getitem__(self, key: tuple[Any, ...]) -> np.ndarray:
-        celltypes, assays, positions = (np.arange(n)[k] for k, n in zip(key, self.shape, strict=True))
-        shape = celltypes.shape + assays.shape + positions.shape
-        celltypes, assays, positions = map(np.atleast_1d, (celltypes, assays, positions))
-        out = np.full((len(celltypes), len(assays), len(positions)), np.nan, np.float32)
-        i, j = np.nonzero(self.asked[np.ix_(celltypes, assays)])
-        if len(i) and len(positions):
-            first, last = int(positions.min()), int(positions.max()) + 1
-            out[i, j] = self.predict(celltypes[i], assays[j], slice(first, last))[:, positions - first]
-        return out.reshape(shape)
 
     def predict(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
         """Predict pairs (indices) at the positions of a slice of rows: pairs x positions."""
