@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from xr_avocado.genome import GenomeBins, GenomeError
 __all__ = ["COLUMNS", "AxisVariable", "GenomeIndex", "coordinate_names", "rows_of_runs"]
 
 COLUMNS = ("chrom", "start", "end")
+SHOWN = 10_000
+"""Coordinates shorter than this show their values in a repr, as those in memory do."""
 
 
 class _Column(BackendArray):
@@ -77,6 +79,11 @@ class AxisVariable(xr.Variable):
     def _column(self) -> _Column | None:
         return self._data.array if isinstance(self._data, _LazyColumn) else None
 
+    @property
+    def _in_memory(self) -> bool:
+        # Only the repr asks, and shows the values of what is.
+        return super()._in_memory if self._column is None else self.size < SHOWN
+
     def load(self, **kwargs: Any) -> Any:
         """Return the variable as it is, lazy."""
         return super().load(**kwargs) if self._column is None else self
@@ -104,7 +111,7 @@ class AxisVariable(xr.Variable):
             return super().__dask_tokenize__()
         return normalize_token((type(self).__name__, self.dims, column.name, column.bins, self._attrs or None))
 
-    def _finalize_indexing_result(self, dims: Any, data: Any) -> xr.Variable:
+    def _finalize_indexing_result(self, dims: Any, data: Any) -> Any:
         return xr.Variable(dims, data, self._attrs, self._encoding)
 
 
@@ -112,7 +119,8 @@ class GenomeIndex(xr.Index):
     """An index of genomic bins along a dim, with the lazy coordinates ``chrom``, ``start`` and ``end``.
 
     It holds a table of segments (20 bytes each), however many bins there are, and survives whatever keeps the bins in order:
-    slices, masks, ascending rows, concatenation. Other orders give plain coordinates. Axes align only if they are equal.
+    slices, masks, ascending rows, concatenation. Other orders give plain coordinates. Axes align only if they are equal. xarray
+    leaves coordinates of an index out of frames: ``ds.drop_indexes(["chrom", "start", "end"]).to_dataframe()`` has them.
 
     Parameters
     ----------
@@ -146,9 +154,9 @@ class GenomeIndex(xr.Index):
                 "a genome index stands on the coordinates chrom, start and end, and needs the bin size: "
                 "ds.set_xindex(['chrom', 'start', 'end'], GenomeIndex, binsize=25)"
             )
-        columns = [variable.values for variable in variables.values()]
+        chrom, start, end = (variable.values for variable in variables.values())
         (dim,) = {str(d) for variable in variables.values() for d in variable.dims}
-        return cls(GenomeBins.from_coordinates(*columns, options["binsize"]), dim, tuple(variables))
+        return cls(GenomeBins.from_coordinates(chrom, start, end, options["binsize"]), dim, tuple(variables))
 
     def create_variables(self, variables: Mapping[Any, xr.Variable] | None = None) -> dict[Any, xr.Variable]:
         """Make the three lazy coordinates."""
@@ -200,8 +208,10 @@ class GenomeIndex(xr.Index):
         if isinstance(start, slice):
             if start.step not in (None, 1):
                 raise GenomeError(f"a slice of bases has no step; got {start}")
-            return self.bins.rows(str(chrom), _base(start.start), _base(start.stop))
-        return self.bins.rows(str(chrom), _base(start), _base(start) + 1).start
+            ends = (None if base is None else _base(base) for base in (start.start, start.stop))
+            return self.bins.rows(str(chrom), *ends)
+        base = _base(start)
+        return self.bins.rows(str(chrom), base, base + 1).start
 
     def _rows_of_chromosomes(self, chroms: Sequence[str]) -> slice | np.ndarray:
         runs = [self.bins.rows(str(chrom)) for chrom in chroms]
@@ -244,7 +254,7 @@ class GenomeIndex(xr.Index):
 
     @classmethod
     def concat(
-        cls, indexes: Sequence[GenomeIndex], dim: Hashable, positions: Sequence[Sequence[int]] | None = None
+        cls, indexes: Sequence[GenomeIndex], dim: Hashable, positions: Iterable[Iterable[int]] | None = None
     ) -> GenomeIndex:
         """Join axes end to end: adjacent or not, as long as chromosomes stay together and ascend."""
         try:
@@ -268,8 +278,8 @@ class GenomeIndex(xr.Index):
     def to_pandas_index(self) -> pd.Index:
         """Refuse: an index of a genome is no pandas index."""
         raise TypeError(
-            f"{self!r} has no pandas index; ds.to_dataframe() gives chrom, start and end as columns, and "
-            f"ds.drop_indexes({list(self.names.values())}) leaves them as plain coordinates"
+            f"{self!r} has no pandas index; ds.drop_indexes({list(self.names.values())}) leaves plain coordinates, which "
+            ".to_dataframe() then gives as columns"
         )
 
     def __dask_tokenize__(self) -> tuple[Any, ...]:
@@ -314,9 +324,7 @@ def _plain(label: Any) -> Any:
     return label.item() if isinstance(label, np.ndarray) and label.ndim == 0 else label
 
 
-def _base(value: Any) -> int | None:
-    if value is None:
-        return None
+def _base(value: Any) -> int:
     if np.ndim(value) or value != int(value):
         raise GenomeError(f"start is a base, or a slice of bases; got {value!r}")
     return int(value)

@@ -84,7 +84,8 @@ def bins_of(ds: xr.Dataset | xr.DataArray, dim: str = POSITION) -> GenomeBins:
             "open cubes with xr_avocado.open_cube, or give the bins with xr_avocado.index.assign_bins"
         )
     try:
-        return GenomeBins.from_coordinates(*(ds[name].values for name in names), _binsize(ds, dim))
+        chrom, start, end = (ds[name].values for name in names)
+        return GenomeBins.from_coordinates(chrom, start, end, _binsize(ds, dim))
     except GenomeError as error:
         raise CubeError(
             f"the coordinates {', '.join(names)} are no bins in genome order ({error}); "

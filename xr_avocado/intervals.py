@@ -191,7 +191,7 @@ def _checked(table: pd.DataFrame, source: str) -> pd.DataFrame:
 def _whole(frame: pd.DataFrame, column: str, source: str) -> np.ndarray:
     number = pd.to_numeric(frame[column], errors="coerce").to_numpy(np.float64, na_value=np.nan)
     _complain(
-        frame, ~np.isfinite(number) | (number != np.floor(number)), source, f"has a {column} that is no whole number"
+        frame, ~np.isfinite(number) | (number != np.floor(number)), source, f"has no whole number as its {column}"
     )
     return number.astype(np.int64)
 
