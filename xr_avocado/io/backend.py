@@ -16,8 +16,9 @@ from xr_avocado.cube import POSITION, SIGNAL
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import assign_bins
 from xr_avocado.intervals import as_frame
-from xr_avocado.io.bigwig import UNCOVERED, Uncovered, check_axis, chromosomes, read_bins
+from xr_avocado.io.bigwig import UNCOVERED, Uncovered, chromosomes, read_bins
 from xr_avocado.io.header import BigWigError
+from xr_avocado.io.segments import check_axis
 
 __all__ = ["BigWigBackend"]
 
@@ -64,7 +65,7 @@ class BigWigBackend(BackendEntrypoint):
             bins = GenomeBins.from_chromsizes(sizes, binsize)
         else:
             bins = GenomeBins.from_regions(as_frame(regions, sizes=sizes), binsize, sizes)
-        check_axis(path, bins, sizes)
+        check_axis(bins, sizes, source=path)
         signal = xr.Variable((POSITION,), indexing.LazilyIndexedArray(BinnedArray(path, bins, uncovered)))
         signal.encoding = {"preferred_chunks": {POSITION: 1 << 20}, "source": path}
         ds = xr.Dataset({SIGNAL: signal}, attrs={"chromsizes": sizes, "uncovered": uncovered, "transform": "none"})

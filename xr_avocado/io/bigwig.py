@@ -9,9 +9,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from xr_avocado.genome import GenomeBins, unknown_chromosome
+from xr_avocado.genome import GenomeBins
 from xr_avocado.io.bigwig_writer import write_bins
 from xr_avocado.io.header import BigWigError, check_header
+from xr_avocado.io.segments import check_axis, segments_of
 
 __all__ = [
     "READERS",
@@ -19,7 +20,6 @@ __all__ = [
     "BigWigError",
     "Reader",
     "Uncovered",
-    "check_axis",
     "chromosomes",
     "read_bins",
     "write_bins",
@@ -96,40 +96,18 @@ def read_bins(
         raise ValueError(f"uncovered must be one of {', '.join(UNCOVERED)}; got {uncovered!r}")
     bins = bins if rows is None else bins[rows]
     with _open(check_header(path), reader) as opened:
-        check_axis(path, bins, opened.chromosomes())
+        check_axis(bins, opened.chromosomes(), source=os.fspath(path))
         means = np.empty(len(bins))
         for chrom, start, width, at in _blocks(bins):
             means[at] = opened.means(chrom, start, width, at.stop - at.start, uncovered)
     return means
 
 
-def check_axis(path: str | os.PathLike[str], bins: GenomeBins, sizes: dict[str, int]) -> None:
-    """Raise where a bin is on a chromosome that is not in ``sizes``, or beyond its end.
-
-    Raises
-    ------
-    BigWigError
-        It names the file, the chromosome and what the file has.
-    """
-    for row in bins.segments.drop_duplicates("chrom", keep="last").itertuples():
-        if row.chrom not in sizes:
-            raise BigWigError(f"{os.fspath(path)}: {unknown_chromosome(row.chrom, tuple(sizes))}")
-        if row.end > sizes[row.chrom]:
-            raise BigWigError(
-                f"{os.fspath(path)}: {row.chrom} ends at {sizes[row.chrom]:,}, but bins reach {row.end:,}: "
-                "is it from another assembly?"
-            )
-
-
 def _blocks(bins: GenomeBins) -> Iterator[tuple[str, int, int, slice]]:
     """Cut an axis into runs of equally wide bins: chromosome, first base, width of a bin, rows."""
     size = bins.binsize
     step = max(BLOCK // size, 1)
-    table = bins.segments
-    spans = zip(
-        table["chrom"].tolist(), table["start"].tolist(), table["end"].tolist(), bins.segment_slices, strict=True
-    )
-    for chrom, start, end, at in spans:
+    for chrom, start, end, at in segments_of(bins):
         head, tail = start % size > 0, end % size > 0
         if at.stop - at.start == 1 and (head or tail):
             yield chrom, start, end - start, at

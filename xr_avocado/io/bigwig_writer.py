@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from xr_avocado.genome import GenomeBins, unknown_chromosome
+from xr_avocado.genome import GenomeBins
 from xr_avocado.io.atomic import replacing
 from xr_avocado.io.header import BigWigError, check_header
+from xr_avocado.io.segments import check_axis, segments_of
 
 __all__ = ["TrackWriter", "check_room", "track_writer", "write_bins", "written_rows"]
 
@@ -80,18 +81,22 @@ def write_bins(
 
 
 def written_rows(bins: GenomeBins, sizes: Mapping[str, int], *, step: int = PIECE) -> Iterator[slice]:
-    """Cut the rows into the pieces in which a file is written: chromosomes as in ``sizes``, cuts at multiples of ``step``."""
-    for chrom in sizes:
-        if chrom in bins.chroms:
-            rows = bins.rows(chrom)
-            cuts = [rows.start, *range(rows.start // step * step + step, rows.stop, step), rows.stop]
-            yield from map(slice, cuts[:-1], cuts[1:])
+    """Cut the rows into the pieces in which a file is written: in the order of ``sizes``, cut at multiples of ``step``."""
+    runs: list[list[int]] = []
+    for rows in (bins.rows(chrom) for chrom in sizes if chrom in bins.chroms):
+        if runs and runs[-1][1] == rows.start:
+            runs[-1][1] = rows.stop
+        else:
+            runs.append([rows.start, rows.stop])
+    for first, last in runs:
+        cuts = [first, *range(first // step * step + step, last, step), last]
+        yield from map(slice, cuts[:-1], cuts[1:])
 
 
 @contextmanager
 def track_writer(path: str | os.PathLike[str], bins: GenomeBins, sizes: Mapping[str, int]) -> Iterator[TrackWriter]:
     """Open a track for writing; the file takes its place when the block ends without an error."""
-    _check_fits(bins, sizes)
+    check_axis(bins, sizes, source="sizes")
     with replacing(path) as temporary:
         writer = TrackWriter(str(temporary), bins, sizes)
         try:
@@ -123,13 +128,13 @@ class TrackWriter:
     def add(self, rows: slice, values: np.ndarray) -> None:
         """Add the values of a slice of rows."""
         bins, values = self.bins[rows], _as_float32(values, rows)
-        table, size = bins.segments, bins.binsize
-        for row, at in zip(table.itertuples(), bins.segment_slices, strict=True):
-            head = at.start + (row.start % size > 0 or row.end - row.start < size)
-            tail = max(at.stop - (row.end % size > 0), head)
-            self._add_one(row.chrom, row.start, min(row.start // size * size + size, row.end), values[at.start : head])
-            self._add_full(row.chrom, -(-row.start // size) * size, values[head:tail])
-            self._add_one(row.chrom, row.end - row.end % size, row.end, values[tail : at.stop])
+        size = bins.binsize
+        for chrom, start, end, at in segments_of(bins):
+            head = at.start + (start % size > 0 or end - start < size)
+            tail = max(at.stop - (end % size > 0), head)
+            self._add_one(chrom, start, min(start // size * size + size, end), values[at.start : head])
+            self._add_full(chrom, -(-start // size) * size, values[head:tail])
+            self._add_one(chrom, end - end % size, end, values[tail : at.stop])
 
     def _add_one(self, chrom: str, start: int, end: int, value: np.ndarray) -> None:
         if np.isfinite(value).any():
@@ -207,13 +212,3 @@ def _consecutive(arrays: Iterable[np.ndarray], total: int) -> Iterator[tuple[sli
         first += len(array)
     if first < total:
         raise BigWigError(f"{total:,} bins need as many values; the iterable ended after {first:,}")
-
-
-def _check_fits(bins: GenomeBins, sizes: Mapping[str, int]) -> None:
-    for row in bins.segments.drop_duplicates("chrom", keep="last").itertuples():
-        if row.chrom not in sizes:
-            raise BigWigError(unknown_chromosome(row.chrom, tuple(sizes)))
-        if row.end > sizes[row.chrom]:
-            raise BigWigError(
-                f"{row.chrom} ends at {sizes[row.chrom]:,}, but bins reach {row.end:,}: are sizes of another assembly?"
-            )

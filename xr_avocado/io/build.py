@@ -35,7 +35,7 @@ def build_cube(
     sheet: Any,
     store: str | os.PathLike[str],
     *,
-    genome: str | os.PathLike[str] | Mapping[str, int],
+    genome: str | Path | Mapping[str, int],
     regions: Any = None,
     binsize: int = 25,
     transform: str = "arcsinh",
@@ -137,7 +137,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _genome_name(genome: str | os.PathLike[str] | Mapping[str, int]) -> str:
+def _genome_name(genome: str | Path | Mapping[str, int]) -> str:
     if isinstance(genome, Mapping):
         return "custom"
     return Path(genome).name.split(".")[0] if Path(genome).is_file() else str(genome)

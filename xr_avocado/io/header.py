@@ -24,7 +24,7 @@ class _Offsets(NamedTuple):
     zooms: int
     tree: int
     records: int
-    index: int
+    tables: int
 
 
 def check_header(path: str | os.PathLike[str]) -> str:
@@ -53,7 +53,9 @@ def check_header(path: str | os.PathLike[str]) -> str:
 def _check_offsets(name: str, file: BinaryIO, size: int) -> None:
     head = _read_head(name, file.read(_HEADER.size))
     zooms = file.read(_ZOOM.size * head.zooms)
-    indices = [head.index] + [fields[3] for fields in _ZOOM.iter_unpack(zooms[: len(zooms) // _ZOOM.size * _ZOOM.size])]
+    indices = [head.tables] + [
+        fields[3] for fields in _ZOOM.iter_unpack(zooms[: len(zooms) // _ZOOM.size * _ZOOM.size])
+    ]
     reached = max(head.tree, head.records, *(index + _INDEX_HEADER for index in indices))
     if len(zooms) < _ZOOM.size * head.zooms or reached > size:
         raise BigWigError(

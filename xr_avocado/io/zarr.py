@@ -116,7 +116,8 @@ def _bins(ds: xr.Dataset, dim: str, segments: Any, binsize: int | None, store: A
         if segments is not None and binsize is not None:
             return GenomeBins(segments, binsize)
         if len(columns) == 3:
-            return GenomeBins.from_coordinates(*columns, binsize or int((columns[2] - columns[1]).max()))
+            chrom, start, end = columns
+            return GenomeBins.from_coordinates(chrom, start, end, binsize or int((end - start).max()))
     except GenomeError as error:
         raise CubeError(f"{store}: the bins along {dim!r} cannot be read: {error}") from None
     raise CubeError(
