@@ -132,7 +132,7 @@ def _check_space(space: str) -> None:
 def _tracks_to_score(ds: xr.Dataset, truth: xr.Dataset, tracks: Iterable[Any] | None) -> list[Experiment]:
     there = experiments(truth)
     if tracks is None:
-        known = [e for e in there if e.celltype in ds.indexes[CELLTYPE] and e.assay in ds.indexes[ASSAY]]
+        known = [e for e in there if e.celltype in ds.get_index(CELLTYPE) and e.assay in ds.get_index(ASSAY)]
         return [e for e in known if not _was_observed(ds, e)] or known
     pairs = as_experiments(ds, tracks)
     if missing := [str(p) for p in pairs if p not in set(there)]:
