@@ -171,6 +171,6 @@ def json_attrs(attrs: dict[Any, Any]) -> dict[str, Any]:
             out[str(key)] = json.loads(json.dumps(value, default=lambda x: x.tolist()))
         except (TypeError, ValueError, AttributeError):
             raise CubeError(
-                f"attrs[{key!r}] is a {type(value).__name__}, which a store cannot hold: drop it or make it text"
+                f"attrs[{key!r}] is of type {type(value).__name__}, which a store cannot hold: drop it or make it text"
             ) from None
     return out
