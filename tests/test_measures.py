@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from xr_avocado import measures
 from xr_avocado.measures import MEASURES, Pair, Spans, score
+from xr_avocado.pair import average_ranks
 
 PLAIN = [name for name, needs in MEASURES.items() if needs is None]
 
@@ -119,7 +120,7 @@ def test_correlations_are_scipys(tracks: tuple[np.ndarray, np.ndarray]) -> None:
 
 @given(st.lists(st.integers(-3, 3), max_size=30))
 def test_ranks_are_scipys(values: list[int]) -> None:
-    ranks = measures.average_ranks(np.array(values, float))
+    ranks = average_ranks(np.array(values, float))
     np.testing.assert_array_equal(ranks, stats.rankdata(np.array(values, float)))
 
 
@@ -187,6 +188,15 @@ def test_nan_bins_are_dropped_with_their_annotations(tracks: tuple[np.ndarray, n
 def test_spans_over_nan_bins_count_only_what_is_scored() -> None:
     y = np.array([0.0, np.nan, 0.0, 0.0])
     assert measures.mseprom(y, np.array([1.0, 9.0, 3.0, 0.0]), Spans(np.array([0]), np.array([3]))) == (1 + 9) / 2
+
+
+@pytest.mark.parametrize("convention", measures.CONVENTIONS)
+def test_keeping_some_bins_is_scoring_these_alone(tracks: tuple[np.ndarray, np.ndarray], convention: str) -> None:
+    y, p = tracks
+    keep = np.arange(y.size) % 10 != 3
+    scores = score(y, p, annotations={"genes": p > 0.5, "peaks": y > 1.5}, convention=convention, keep=keep)
+    alone = score(y[keep], p[keep], annotations={"genes": p[keep] > 0.5, "peaks": y[keep] > 1.5}, convention=convention)
+    assert scores == pytest.approx(alone, nan_ok=True)
 
 
 def test_nan_is_zero_for_the_challenge() -> None:

@@ -303,7 +303,7 @@ class Weighted(TrackLayer):
     def predict(self, pairs: np.ndarray, rows: slice) -> np.ndarray:
         weights = self._weights(pairs)
         out = np.repeat(weights[:, -1:], rows.stop - rows.start, 1).astype(np.float32)
-        for j in np.flatnonzero(np.nan_to_num(weights[:, :-1]).any(0)):
+        for j in np.flatnonzero(np.nan_to_num(weights[:, :-1]).any(0)).tolist():
             out += weights[:, j, None].astype(np.float32) * self._filled(j, rows)
         return out
 
@@ -346,13 +346,10 @@ def _value_and_count(track: np.ndarray) -> np.ndarray:
 
 
 def _marked(ds: xr.Dataset, tracks: Iterable[Any]) -> np.ndarray:
-    pairs = as_experiments(ds, tracks)
-    asked = np.zeros((ds.sizes[CELLTYPE], ds.sizes[ASSAY]), bool)
-    asked[
-        ds.get_index(CELLTYPE).get_indexer([p.celltype for p in pairs]),
-        ds.get_index(ASSAY).get_indexer([p.assay for p in pairs]),
-    ] = True
-    return asked
+    asked = xr.zeros_like(ds[OBSERVED].transpose(CELLTYPE, ASSAY).compute(), dtype=bool)
+    for pair in as_experiments(ds, tracks):
+        asked.loc[pair._asdict()] = True
+    return asked.values
 
 
 def _layer(ds: xr.Dataset, layer: TrackLayer, name: str) -> xr.DataArray:

@@ -4,42 +4,47 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import dask
 import numpy as np
 import pandas as pd
 import xarray as xr
 from tqdm.auto import tqdm
 
-from xr_avocado.baselines import BASELINES
+from xr_avocado.annotations import Marks
 from xr_avocado.cube import (
     ASSAY,
     CELLTYPE,
-    DIMS,
     FITTED,
     IMPUTED,
     OBSERVED,
     POSITION,
     SIGNAL,
-    CubeError,
     Experiment,
-    as_experiments,
     check_cube,
     experiments,
+    hold_out,
 )
-from xr_avocado.index import bins_of
+from xr_avocado.folds import folds_of
 from xr_avocado.measures import *  # noqa: F403
-from xr_avocado.measures import MEASURES, Convention, check_measures, score
-from xr_avocado.transforms import transform_named
+from xr_avocado.measures import CONVENTIONS, MEASURES, Convention, check_measures, score
+from xr_avocado.methods import (
+    Space,
+    in_space,
+    layers_of,
+    read_tracks,
+    sources_of,
+    tracks_to_score,
+    true_layer,
+    was_observed,
+)
+from xr_avocado.ranking import rank
 
-__all__ = ["evaluate", *MEASURES]
+__all__ = ["cross_validate", "evaluate", "rank", *MEASURES]
 
 logger = logging.getLogger("xr_avocado")
 
-Space = Literal["arcsinh", "signal"]
-BATCH = 1 << 25
-"""Values of one method that are held at once, where a single track has not more."""
+TRUTH = ""
 
 
 def evaluate(
@@ -48,9 +53,12 @@ def evaluate(
     *,
     tracks: Iterable[Any] | None = None,
     methods: Iterable[str] | Mapping[str, Any] | None = None,
+    annotations: Mapping[str, Any] | None = None,
     space: Space = "arcsinh",
     measures: Sequence[str] | None = None,
     convention: Convention = "avocado",
+    bootstraps: int = 0,
+    seed: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Score imputed tracks against the truth, beside the baselines: one row a track and method.
@@ -60,7 +68,7 @@ def evaluate(
     each track out of its own prediction; a model cannot, and the column ``trained`` marks the tracks that it was fitted to.
 
     Memory: as many tracks at a time as fit 128 MB a method, at least one; scoring takes some 40 bytes a bin beside them (6 GB for a
-    whole human genome at 25 bp; cut it to a chromosome for less).
+    whole human genome at 25 bp; cut both cubes to a chromosome for less).
 
     Parameters
     ----------
@@ -72,13 +80,24 @@ def evaluate(
         ``(celltype, assay)`` pairs to score. By default those that the truth has and ``ds`` has not; where there are none, all that the
         truth has.
     methods
-        Layers of ``ds`` and baselines by name. By default ``imputed`` where ``ds`` has it, and ``average``.
+        Names of layers of ``ds`` and of baselines (average, celltype_average, additive, ridge, cp), or a mapping from names of your
+        own to these, to a DataArray, or to a folder of bigWigs imputed elsewhere. By default ``imputed``, where ``ds`` has it, and
+        ``average``.
+    annotations
+        Intervals (PyRanges, frames, BED paths) by kind: ``genes``, with a strand; ``promoters``, by default the 2 kb upstream of the
+        genes; ``enhancers``; ``peaks``, with the columns celltype and assay, or as a mapping from ``(celltype, assay)`` to a track's
+        own. Measures whose annotation is not given are NaN.
     space
         ``"arcsinh"`` or ``"signal"`` (the track's own units, -log10 p as a rule): what the scores are computed on.
     measures
         Names among ``measures.MEASURES``; by default all.
     convention
-        ``"avocado"``, ``"challenge"`` or ``"chromimpute"``: how ties and NaN are treated, see `xr_avocado.measures`.
+        ``"avocado"``, ``"challenge"`` or ``"chromimpute"``: how ties, NaN and annotations are counted, see `xr_avocado.measures`.
+    bootstraps
+        Score this many samples of the bins instead of all: each leaves out one part of as many random parts. Adds the column
+        ``bootstrap``, which `rank` uses; the challenge had 10.
+    seed
+        Fixes these parts.
     progress
         Show a progress bar.
 
@@ -90,7 +109,8 @@ def evaluate(
     Raises
     ------
     CubeError
-        Where a layer is missing, a pair is not on the cubes or not in the truth, or the cubes do not have the same bins.
+        Where a layer is missing, a pair is not on the cubes or not in the truth, the truth or a layer lacks bins of ``ds``, or no
+        interval of an annotation is on it.
     ValueError
         Where a method, measure, space or convention is unknown.
 
@@ -102,102 +122,165 @@ def evaluate(
     >>> list(table.columns[-2:])
     ['mse', 'gwcorr']
     """
-    names = check_measures(measures)
-    _check_space(space)
+    scorer = Scorer(check_measures(measures), space, convention, bootstraps, seed)
     true_cube = check_cube(ds if truth is None else truth, SIGNAL)
-    pairs = _tracks_to_score(ds, true_cube, tracks)
-    layers = {name: _aligned(layer, ds) for name, layer in _layers(ds, methods, pairs).items()}
-    layers = {None: _aligned_truth(true_cube, ds), **layers}
-    seen = _trained_on(ds)
+    pairs = tracks_to_score(ds, true_cube, tracks)
+    sources = sources_of(ds, methods)
+    layers = {TRUTH: true_layer(true_cube, ds), **layers_of(ds, sources, pairs)}
+    marks = Marks(ds, annotations, convention)
+    variances = Variances(true_cube, layers[TRUTH], scorer)
+    fitted_to = _fitted_to(ds)
     rows = []
-    with tqdm(total=len(pairs) * (len(layers) - 1), desc="evaluate", unit="track", disable=not progress) as bar:
-        for pair, values in _read(layers, pairs, space):
-            y = values.pop(None)
+    with tqdm(total=len(pairs) * len(sources), desc="evaluate", unit="track", disable=not progress) as bar:
+        for pair, values in read_tracks(layers, _by_assay(pairs), space):
+            given = {**marks.of(pair), "variance": variances.of(pair.assay)}
+            truth_here = values.pop(TRUTH)
             for method, p in values.items():
-                scores = score(y, p, measures=names, convention=convention)
-                fitted = method not in BASELINES and method in ds and pair in seen
-                rows.append(
-                    [*pair, method, space, _was_observed(ds, pair), fitted, _scored(y, p, convention), *scores.values()]
-                )
+                about = {"method": method, "space": space, OBSERVED: was_observed(ds, pair)}
+                about["trained"] = pair in fitted_to and sources[method] is IMPUTED
+                rows += [{**pair._asdict(), **about, **scores} for scores in scorer.rows(truth_here, p, given)]
                 bar.update()
-    columns = [CELLTYPE, ASSAY, "method", "space", OBSERVED, "trained", "bins", *names]
-    return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=[CELLTYPE, ASSAY, "method", "space", OBSERVED, "trained", *scorer.columns])
+    order = {pair: i for i, pair in enumerate(pairs)}
+    at = [order[Experiment(*pair)] for pair in zip(table[CELLTYPE], table[ASSAY], strict=True)]
+    return table.iloc[np.argsort(at, kind="stable")].reset_index(drop=True)
 
 
-def _check_space(space: str) -> None:
-    if space not in ("arcsinh", "signal"):
-        raise ValueError(f"{space!r} is not a space to score in; choose 'arcsinh' or 'signal'")
+class Scorer:
+    """What to compute on each pair of tracks: measures, and samples of the bins."""
+
+    def __init__(self, measures: list[str], space: Space, convention: Convention, bootstraps: int, seed: int) -> None:
+        if space not in ("arcsinh", "signal"):
+            raise ValueError(f"{space!r} is not a space to score in; choose 'arcsinh' or 'signal'")
+        if bootstraps < 0 or bootstraps == 1:
+            raise ValueError(f"bootstraps must be 0, for none, or at least 2; got {bootstraps}")
+        if convention not in CONVENTIONS:
+            raise ValueError(f"{convention!r} is not a convention; choose one of {', '.join(CONVENTIONS)}")
+        self.measures, self.space, self.convention, self.bootstraps, self.seed = (
+            measures,
+            space,
+            convention,
+            bootstraps,
+            seed,
+        )
+        self._parts: np.ndarray | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the rows it gives."""
+        return [*(["bootstrap"] if self.bootstraps else []), "bins", *self.measures]
+
+    def rows(self, y: np.ndarray, p: np.ndarray, annotations: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Score a track once, or once a bootstrap."""
+        there = np.ones(y.size, bool) if self.convention == "challenge" else ~(np.isnan(y) | np.isnan(p))
+        for sample in range(max(1, self.bootstraps)):
+            keep = self._part_of(y.size) != sample if self.bootstraps else None
+            scores = score(y, p, measures=self.measures, annotations=annotations, convention=self.convention, keep=keep)
+            which = {"bootstrap": sample} if self.bootstraps else {}
+            yield {**which, "bins": int(np.count_nonzero(there if keep is None else there & keep)), **scores}
+
+    def _part_of(self, n: int) -> np.ndarray:
+        if self._parts is None:
+            self._parts = np.random.default_rng(self.seed).permutation(n) % self.bootstraps
+        return self._parts
 
 
-def _tracks_to_score(ds: xr.Dataset, truth: xr.Dataset, tracks: Iterable[Any] | None) -> list[Experiment]:
-    there = experiments(truth)
-    if tracks is None:
-        known = [e for e in there if e.celltype in ds.get_index(CELLTYPE) and e.assay in ds.get_index(ASSAY)]
-        return [e for e in known if not _was_observed(ds, e)] or known
-    pairs = as_experiments(ds, tracks)
-    if missing := [str(p) for p in pairs if p not in set(there)]:
-        raise CubeError(f"the truth has no track of {', '.join(missing[:5])}: give the cube that held them as truth=")
-    return pairs
+class Variances:
+    """Variance of each bin over the true tracks of an assay (ddof 0); one assay's is held at a time."""
+
+    def __init__(self, truth: xr.Dataset, layer: xr.DataArray, scorer: Scorer) -> None:
+        self.there, self.layer, self.scorer = experiments(truth), layer, scorer
+        self._held: tuple[str, np.ndarray | None] = ("", None)
+
+    def of(self, assay: str) -> np.ndarray | None:
+        """Compute the variance of an assay's tracks, reading one at a time; None where it is not asked for."""
+        if "msevar" in self.scorer.measures and self._held[0] != assay:
+            self._held = (assay, self._compute([pair for pair in self.there if pair.assay == assay]))
+        return self._held[1]
+
+    def _compute(self, pairs: list[Experiment]) -> np.ndarray:
+        count, mean, square = np.zeros((3, self.layer.sizes[POSITION]))
+        for pair in pairs:
+            y = self.layer.sel(pair._asdict()).values.astype(np.float64)
+            y = in_space(y, self.layer.attrs["transform"], self.scorer.space)
+            y = np.nan_to_num(y) if self.scorer.convention == "challenge" else y
+            there = ~np.isnan(y)
+            count = count + there
+            off = np.where(there, y - mean, 0.0)
+            mean = mean + off / np.maximum(count, 1)
+            square = square + off * np.where(there, y - mean, 0.0)
+        return square / np.maximum(count, 1)
 
 
-def _was_observed(ds: xr.Dataset, pair: Experiment) -> bool:
-    return bool(ds[OBSERVED].sel(pair._asdict()))
-
-
-def _trained_on(ds: xr.Dataset) -> set[Experiment]:
+def _fitted_to(ds: xr.Dataset) -> set[Experiment]:
     fitted = ds.attrs.get(FITTED, {})
     return {Experiment(*pair) for key in ("trained_on", "validation") for pair in fitted.get(key, ())}
 
 
-def _layers(ds: xr.Dataset, methods: Any, pairs: list[Experiment]) -> dict[str, xr.DataArray]:
-    if methods is None:
-        methods = [IMPUTED, "average"] if IMPUTED in ds else ["average"]
-    methods = [methods] if isinstance(methods, str) else methods
-    return {name: _layer(ds, name, pairs) for name in methods}
+def _by_assay(pairs: list[Experiment]) -> list[Experiment]:
+    return sorted(pairs, key=lambda pair: pair.assay)
 
 
-def _layer(ds: xr.Dataset, name: str, pairs: list[Experiment]) -> xr.DataArray:
-    if name in BASELINES:
-        return BASELINES[name](ds, tracks=pairs)
-    if name == IMPUTED:
-        check_cube(ds, IMPUTED)
-    if name not in ds or set(ds[name].dims) != set(DIMS):
-        raise ValueError(f"{name!r} is neither a layer of this cube nor a baseline ({', '.join(BASELINES)})")
-    return ds[name]
+def cross_validate(
+    ds: xr.Dataset,
+    folds: Any = "latin",
+    *,
+    methods: Iterable[str] | Mapping[str, Any] | None = None,
+    fit: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    **options: Any,
+) -> pd.DataFrame:
+    """Hold out experiments fold by fold, fit, impute and score them: how well would this model impute this panel?
 
+    Each fold trains a model from scratch on what is left. Memory is that of `fit` and of `evaluate`.
 
-def _aligned_truth(truth: xr.Dataset, ds: xr.Dataset) -> xr.DataArray:
-    return _aligned(
-        truth[SIGNAL].where(truth[OBSERVED]).assign_attrs(transform=truth.attrs.get("transform", "none")), ds
-    )
+    Parameters
+    ----------
+    ds
+        A cube.
+    folds
+        ``"latin"``: as many folds as it takes to hide every track once, each hiding at most one track of every cell type and assay.
+        A number of folds, with tracks spread evenly over them. Or the folds themselves: lists of ``(celltype, assay)`` pairs. A cell
+        type's or an assay's only track is never hidden, since nothing would be left to learn it from.
+    methods
+        What to score, as `evaluate` takes it; ``imputed`` and ``average`` by default. Without ``imputed`` no model is fitted.
+    fit
+        Options of `fit`, such as ``{"preset": "small", "epochs": 20}``.
+    seed
+        Fixes the folds, and the model unless ``fit`` has a seed of its own.
+    progress
+        Show progress bars: one over folds, and those of each fit.
+    **options
+        Passed on to `evaluate`: annotations, space, measures, convention, bootstraps.
 
+    Returns
+    -------
+    What `evaluate` returns, with the column ``fold`` (from 1) in front.
 
-def _aligned(layer: xr.DataArray, ds: xr.Dataset) -> xr.DataArray:
-    """Give a layer the cube's bins, if it has them all, and the name of its transform."""
-    mine, theirs = bins_of(ds), bins_of(layer)
-    if mine != theirs:
-        layer = layer.isel({POSITION: theirs.rows_of(mine)})
-    return layer.assign_attrs(transform=layer.attrs.get("transform", ds.attrs.get("transform", "none")))
+    Raises
+    ------
+    CubeError
+        Where a fold is empty, names a track that was not observed, or would hide all tracks of a cell type or an assay.
 
+    Examples
+    --------
+    >>> import xr_avocado as xa
+    >>> cube = xa.datasets.simulate(n_celltypes=4, n_assays=3)
+    >>> table = cube.avocado.cross_validate(folds=3, methods=["average", "ridge"], measures=["mse"], progress=False)
+    >>> table.groupby("fold").size().tolist()
+    [8, 8, 8]
+    """
+    from xr_avocado.fit import fit as train
+    from xr_avocado.impute import impute
 
-def _read(
-    layers: Mapping[Any, xr.DataArray], pairs: list[Experiment], space: Space
-) -> Iterator[tuple[Experiment, dict[Any, np.ndarray]]]:
-    """Compute a few tracks at a time, all methods together, so that they share what they read."""
-    n_bins = next(iter(layers.values())).sizes[POSITION]
-    step = max(1, BATCH // max(1, n_bins))
-    for batch in (pairs[i : i + step] for i in range(0, len(pairs), step)):
-        lazy = [{name: layer.sel(pair._asdict()).data for name, layer in layers.items()} for pair in batch]
-        for pair, values in zip(batch, dask.compute(lazy)[0], strict=True):
-            yield pair, {name: _in_space(v, layers[name].attrs["transform"], space) for name, v in values.items()}
-
-
-def _in_space(values: np.ndarray, transform: str, space: Space) -> np.ndarray:
-    if transform == space:
-        return values
-    signal = transform_named(transform).inverse(values.astype(np.float32, copy=False))
-    return signal if space == "signal" else transform_named(space).forward(signal)
-
-
-def _scored(y: np.ndarray, p: np.ndarray, convention: str) -> int:
-    return y.size if convention == "challenge" else int(np.count_nonzero(~np.isnan(y) & ~np.isnan(p)))
+    sources = sources_of(ds, [IMPUTED, "average"] if methods is None else methods)
+    tables = []
+    for i, tracks in enumerate(tqdm(folds_of(ds, folds, seed=seed), desc="folds", disable=not progress), 1):
+        held = hold_out(ds, tracks)
+        if IMPUTED in sources.values():
+            held = impute(train(held, **{"seed": seed, "progress": progress, **(fit or {})}), tracks=tracks)
+        table = evaluate(held, ds, tracks=tracks, methods=sources, seed=seed, progress=False, **options)
+        table.insert(0, "fold", i)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
