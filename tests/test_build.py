@@ -443,6 +443,16 @@ def test_a_store_that_is_added_to_stays_until_the_new_one_is_whole(built, tmp_pa
     assert hashes(store) == before and left_beside(store) == []
 
 
+def test_a_store_is_found_again_after_a_kill_amid_its_replacement(built, tmp_path):
+    """For an instant neither the old store nor the new one is in its place."""
+    store, staging = tmp_path / "cube.zarr", tmp_path / ".cube.zarr.building"
+    before = hashes(store)
+    staging.mkdir()
+    store.rename(staging / "store.old")
+    build(built, store)
+    assert hashes(store) == before
+
+
 def test_a_changed_file_is_told_and_a_moved_one_is_not(built, tmp_path):
     store = built.parent / "cube.zarr"
     build(built)

@@ -56,6 +56,7 @@ def make_fitted(bins=BINS):
     ds["network_bias"] = ((), np.float32(0.1))
     ds["history"] = (("epoch", "metric"), rng.normal(size=(2, 2)))
     ds = ds.assign_coords(metric=["mse", "r"], epoch=[0, 1])
+    ds = ds.assign_coords(start_of_gene=("position", np.arange(len(bins)) % 7 == 0))
     return ds.assign_attrs(avocado={"config": {"layers": (64, 64)}, "seed": 3})
 
 
@@ -287,6 +288,13 @@ def test_a_store_may_be_replaced_by_a_part_of_itself(tmp_path):
     )
     xr.testing.assert_identical(back.compute(), expected)
     assert os.listdir(tmp_path) == ["cube.zarr"]
+
+
+def test_a_kill_amid_a_replacement_is_told(tmp_path):
+    to_zarr(make_cube(), tmp_path / "cube.zarr", progress=False)
+    (tmp_path / "cube.zarr").rename(tmp_path / ".cube.zarr.0123abcd.tmp.old")
+    with pytest.raises(CubeError, match=r"Its former contents are .*\.cube\.zarr\.0123abcd\.tmp\.old; rename it"):
+        open_cube(tmp_path / "cube.zarr")
 
 
 def test_nothing_is_replaced_unasked(tmp_path):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["link_tree", "remove", "replacing", "unfinished"]
+__all__ = ["former", "link_tree", "remove", "replacing", "swap_in", "unfinished"]
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def swap_in(temporary: Path, target: Path) -> None:
     if not (target.is_dir() and not target.is_symlink()):
         os.replace(temporary, target)
         return
-    old = temporary.with_name(temporary.name + ".old")
+    old = former(temporary)
     os.rename(target, old)
     try:
         os.rename(temporary, target)
@@ -38,6 +38,11 @@ def swap_in(temporary: Path, target: Path) -> None:
         os.rename(old, target)
         raise
     remove(old)
+
+
+def former(temporary: Path) -> Path:
+    """Name the place of a folder for the instant between its leaving and its successor's coming."""
+    return temporary.with_name(temporary.name + ".old")
 
 
 def remove(path: Path) -> None:

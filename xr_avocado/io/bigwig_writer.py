@@ -42,7 +42,8 @@ def write_bins(
 
     Bins without a finite value are left out: they are gaps in the file. A partial bin is written as wide as it is. A track without
     any finite value gives a valid file that has the chromosomes and no records. The file is complete or absent: it is written
-    beside its place and then renamed. Holds about a million bins at a time, and the file's index.
+    beside its place and then renamed. Holds about a million bins at a time, and 14 bytes a bin at the end, when libBigWig makes the
+    zoom levels: 1.7 GB for a human genome in bins of 25 bp.
 
     Parameters
     ----------

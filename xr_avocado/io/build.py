@@ -17,7 +17,7 @@ from xr_avocado.cube import ASSAY, CELLTYPE, DIMS, OBSERVED, SIGNAL
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of
 from xr_avocado.intervals import as_frame
-from xr_avocado.io.atomic import link_tree, remove, swap_in
+from xr_avocado.io.atomic import former, link_tree, remove, swap_in, unfinished
 from xr_avocado.io.bigwig import UNCOVERED, Uncovered
 from xr_avocado.io.encoding import PROVENANCE, Precision, array_encoding, json_attrs, precision_of, store_attrs
 from xr_avocado.io.plan import Plan, check_same_layout, make_plan
@@ -29,6 +29,9 @@ from xr_avocado.transforms import transform_named
 __all__ = ["SheetError", "build_cube"]
 
 logger = logging.getLogger("xr_avocado")
+
+SKELETON = "store"
+"""Where the staging folder has the store, but for its chunks."""
 
 
 def build_cube(
@@ -117,6 +120,7 @@ def build_cube(
     if n_jobs is not None and n_jobs < 1:
         raise ValueError(f"n_jobs must be at least 1; got {n_jobs}")
     target = Path(os.path.abspath(store))
+    _restore(target)
     check_replaceable(target)
     sizes = chromosome_sizes(genome)
     tracks = read_sheet(sheet, replicates=replicates)
@@ -131,6 +135,13 @@ def build_cube(
     else:
         logger.info("%s has all %d tracks of the sheet already", target, len(tracks))
     return open_cube(target)
+
+
+def _restore(target: Path) -> None:
+    """Put a store back that a build was killed in replacing, in the instant when it was neither the old nor the new one."""
+    old = former(unfinished(target) / SKELETON)
+    if old.exists() and not target.exists():
+        os.rename(old, target)
 
 
 def _cores() -> int:
@@ -167,7 +178,7 @@ def _write_skeleton(plan: Plan, existing: xr.Dataset | None) -> None:
     """Write the whole store but for the signal's chunks; it is also the check that the disk can be written to."""
     import dask.array as da
 
-    skeleton = plan.staging / "store"
+    skeleton = plan.staging / SKELETON
     remove(skeleton)
     skeleton.parent.mkdir(parents=True, exist_ok=True)
     shape = (len(plan.celltypes), len(plan.assays), len(plan.bins))
@@ -215,7 +226,7 @@ def _build_tracks(plan: Plan, n_jobs: int, *, progress: bool) -> None:
 
 
 def _assemble(plan: Plan, existing: xr.Dataset | None) -> None:
-    skeleton = plan.staging / "store"
+    skeleton = plan.staging / SKELETON
     chunks = skeleton / SIGNAL / "c"
     if existing is not None and (plan.target / SIGNAL / "c").exists():
         link_tree(plan.target / SIGNAL / "c", chunks)

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import xarray as xr
 
+from xr_avocado.axis import coordinate_names
 from xr_avocado.cube import ASSAY, AVERAGE, CELLTYPE, IMPUTED, POSITION, SIGNAL, CubeError
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of
@@ -88,7 +89,7 @@ def to_disk(ds: xr.Dataset, *, precision: Precision) -> tuple[xr.Dataset, dict[H
     """Lay a cube out as stores have it: a plain dataset, lazy where it is large, and the encoding of its variables."""
     axes = {str(dim): bins_of(ds, str(dim)) for dim in ds.dims if is_position(dim)}
     dtype, keepbits = precision_of(precision, ds.attrs.get("transform", "none"))
-    plain = ds.drop_vars([name for name, v in ds.coords.items() if is_coordinate_of_bins(name, v.dims)]).drop_encoding()
+    plain = ds.drop_vars([name for dim in axes for name in coordinate_names(dim) if name in ds.coords]).drop_encoding()
     encoding: dict[Hashable, dict[str, Any]] = {}
     for name, variable in list(plain.variables.items()):
         if variable.dtype.kind in "UTO":
@@ -120,11 +121,6 @@ def array_encoding(dtype: np.dtype, chunks: tuple[int, ...]) -> dict[str, Any]:
 def is_position(dim: Hashable) -> bool:
     """Tell whether a dim is one of bins: ``position`` or a coarse scale of it."""
     return dim == POSITION or str(dim).startswith(f"{POSITION}_")
-
-
-def is_coordinate_of_bins(name: Hashable, dims: tuple[Hashable, ...]) -> bool:
-    """Tell whether a coordinate is the chromosome, start or end of bins, which segments stand for."""
-    return len(dims) == 1 and is_position(dims[0]) and str(name).split("_")[0] in ("chrom", "start", "end")
 
 
 def _chunks(variable: xr.Variable) -> tuple[int, ...]:

@@ -57,7 +57,8 @@ def to_bigwig(
     ``samples.tsv``, beside them, is what ``build_cube`` reads them back from. NaN becomes a gap; the last bin of a chromosome is
     written as long as it is. Each file is complete or absent; a file of that name that is there is replaced.
 
-    Memory: about a million bins of 16 tracks of one assay are computed at a time.
+    Memory: about a million bins of 16 tracks of one assay are computed at a time; one file after the other then takes 14 bytes a bin
+    while its zoom levels are made.
 
     Parameters
     ----------

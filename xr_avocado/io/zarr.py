@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -87,6 +88,10 @@ def _check_there(path: Path) -> None:
     if unfinished(path).exists():
         raise CubeError(
             f"the build of {path} has not finished: run the same build_cube again, it goes on where it stopped"
+        )
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+        raise CubeError(
+            f"there is no store {path}: replacing it was interrupted. Its former contents are {old}; rename it"
         )
     raise CubeError(f"there is no store {path}; make one with xr_avocado.build_cube")
 
