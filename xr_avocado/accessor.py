@@ -11,7 +11,7 @@ import xarray as xr
 
 from xr_avocado import baselines, cube, embed, evaluate, fit, impute, index
 from xr_avocado.genome import GenomeBins
-from xr_avocado.io import zarr
+from xr_avocado.io import export, zarr
 
 __all__ = ["AvocadoAccessor"]
 
@@ -51,8 +51,10 @@ class AvocadoAccessor:
     impute = _verb(impute.impute)
     embed = _verb(embed.embed)
     # Within the class body, `evaluate` is the module up to the line that names the method.
+    cross_validate = _verb(evaluate.cross_validate)
     evaluate = _verb(evaluate.evaluate)
     to_zarr = _verb(zarr.to_zarr)
+    to_bigwig = _verb(export.to_bigwig)
 
     @property
     def experiments(self) -> list[cube.Experiment]:

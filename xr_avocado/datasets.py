@@ -93,7 +93,7 @@ def simulated_elements(chromsizes: Mapping[str, int] | None = None, *, seed: int
     Examples
     --------
     >>> simulated_elements().kind.value_counts().to_dict()
-    {'enhancer': 285, 'insulator': 133, 'gene': 67, 'polycomb': 17, 'heterochromatin': 13}
+    {'enhancer': 200, 'insulator': 133, 'gene': 50, 'polycomb': 17, 'heterochromatin': 13}
     """
     sizes = _checked(1, 1, SIZES if chromsizes is None else chromsizes)
     return simulation.elements(sizes, seed=seed)[["chrom", "start", "end", "strand", "kind"]]
