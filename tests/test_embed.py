@@ -11,7 +11,7 @@ from xr_avocado.cube import CubeError
 @pytest.fixture(scope="module")
 def fitted() -> xr.Dataset:
     cube = datasets.simulate(n_celltypes=4, n_assays=3, chromsizes={"chr1": 60_010, "chr2": 30_007})
-    return cube.avocado.fit(config={"nodes": 8}, epochs=1, validation=None, progress=False)
+    return cube.avocado.fit(config={"nodes": 8, "context": False}, epochs=1, validation=None, progress=False)
 
 
 def test_positions_come_as_pyranges_with_every_factor(fitted: xr.Dataset) -> None:

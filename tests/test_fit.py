@@ -17,7 +17,7 @@ from xr_avocado.model.network import AvocadoNet
 from xr_avocado.model.optimizer import BlockTable
 from xr_avocado.model.sampling import batches
 
-SMALL = {"epochs": 2, "nodes": 16, "layers": 1, "batch": 8_000}
+SMALL = {"epochs": 2, "nodes": 16, "layers": 1, "batch": 8_000, "average": True, "context": False}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_every_bin_of_every_scale_has_a_slot_of_its_own(starts: list[int], scale
     starts = sorted(starts)
     segments = [("c", 25 * s, 25 * e) for s, e in zip(starts, [*starts[1:], 900], strict=True)]
     segments = [(c, s, max(s + 25, e - 25 * (i % 2))) for i, (c, s, e) in enumerate(segments)]
-    config = Config(scales=scales, genome_factors=(1,) * len(scales))
+    config = Config(scales=scales, genome_factors=(1,) * len(scales), context=False)
     layout = Layout.of(bins := GenomeBins(segments, 25), config)
     for axis, slots, scale in zip(layout.coarse, layout.slots, scales, strict=True):
         assert len(np.unique(slots)) == len(axis)

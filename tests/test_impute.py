@@ -13,7 +13,7 @@ from xr_avocado.baselines import average
 from xr_avocado.cube import CubeError
 from xr_avocado.genome import GenomeError
 
-SMALL = {"epochs": 2, "nodes": 16, "layers": 2, "batch": 8_000}
+SMALL = {"epochs": 2, "nodes": 16, "layers": 2, "batch": 8_000, "average": True, "context": False}
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from xr_avocado.cube import (
     CELLTYPE_FACTOR,
     CELLTYPE_FACTORS,
     CONTEXT,
+    CONTEXT_HISTORY,
     FITTED,
     HISTORY,
     NETWORK,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from xr_avocado.model.config import Config
+    from xr_avocado.model.context_training import TrainedContext
     from xr_avocado.model.sampling import Panel
     from xr_avocado.model.training import Trained
 
@@ -129,6 +131,7 @@ def fit(
     >>> fitted.celltype_factors.dims
     ('celltype', 'celltype_factor')
     """
+    from xr_avocado.model.context_training import train_context
     from xr_avocado.model.training import device_named, train
 
     check_cube(ds, SIGNAL)
@@ -144,8 +147,14 @@ def fit(
     panel = load_panel(ds, trained_on, layout, settings, chosen)
     aside = load_panel(ds, held, layout, settings, chosen) if held else None
     labels = ds.sizes[CELLTYPE], ds.sizes[ASSAY]
+    context = None
+    if settings.context:
+        # The context term over-fits no bins and stops at no epoch, so it may learn from every track.
+        every = panel if aside is None else panel.joined(aside)
+        context = train_context(every, settings, labels, seed=seed, progress=progress)
     trained = train(panel, aside, settings, labels, seed=seed, progress=progress)
-    return with_parameters(ds, trained, layout, settings, trained_on, held, seed)
+    out = with_parameters(ds, trained, layout, settings, trained_on, held, seed)
+    return out if context is None else with_context(out, context)
 
 
 def resolve_config(
@@ -257,17 +266,30 @@ def with_parameters(
     return out.assign_attrs({FITTED: provenance})
 
 
+def with_context(ds: xr.Dataset, context: TrainedContext) -> xr.Dataset:
+    """Put a trained context term on the cube."""
+    parameters = {
+        f"{CONTEXT}{name}": ([f"{CONTEXT}{name}_{i}" for i in range(values.ndim)], _array(values))
+        for name, values in context.net.state_dict().items()
+    }
+    samples, mse = zip(*context.history, strict=True)
+    curve = {CONTEXT_HISTORY: ("context_sample", np.array(mse), {"long_name": "mean squared error in training"})}
+    return ds.assign(parameters | curve).assign_coords(context_sample=np.array(samples))
+
+
 def without_parameters(ds: xr.Dataset) -> xr.Dataset:
     """Drop an earlier fit, so that a cube can be fitted again."""
     names = [n for n in ds.data_vars if str(n).startswith((NETWORK, CONTEXT, "genome_factors_"))]
-    names += [n for n in (CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY) if n in ds]
+    names += [n for n in (CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY, CONTEXT_HISTORY) if n in ds]
     bare = ds.drop_vars(names)
     unused = [
         n
         for n, c in bare.coords.items()
         if c.dims and not any(set(c.dims) & set(v.dims) for v in bare.data_vars.values())
     ]
-    return bare.drop_vars([n for n in unused if n in ("epoch", "metric") or POSITION in str(bare[n].dims[0])])
+    return bare.drop_vars(
+        [n for n in unused if n in ("epoch", "metric", "context_sample") or POSITION in str(bare[n].dims[0])]
+    )
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -15,6 +16,7 @@ from xr_avocado.cube import (
     ASSAY_FACTORS,
     CELLTYPE,
     CELLTYPE_FACTORS,
+    CONTEXT,
     DIMS,
     FITTED,
     IMPUTED,
@@ -34,12 +36,15 @@ from xr_avocado.index import bins_of
 if TYPE_CHECKING:
     import torch
 
+    from xr_avocado.model.context import ContextNet
     from xr_avocado.model.network import AvocadoNet
 
 __all__ = ["impute"]
 
 POSITIONS = 1 << 18
 """Positions of a dask chunk, at most; divides the chunks that stores have, so that no chunk is decoded in halves."""
+CONTEXT_VALUES = 1 << 23
+"""Values of observed tracks (tracks x positions) that the context term holds at a time: 32 MB."""
 CHUNK = 1 << 25
 """Values of a dask chunk, at most: 128 MB."""
 
@@ -185,15 +190,17 @@ class Predictor:
         self.bins = bins_of(ds)
         self.celltypes, self.assays = (np.arange(n) for n in asked.shape)
         self.positions, self.point = range(len(self.bins)), False
-        widths = [self.bins.binsize * scale for scale in self.config.scales]
-        self.factors = [ds[genome_factors(bp)].data for bp in widths]
-        self.axes = [self.bins, *(bins_of(ds, position_dim(bp, self.bins.binsize)) for bp in widths[1:])]
-        for axis in self.axes[1:]:
-            axis.check_covers(self.bins)
-        self.network = {name: np.asarray(values) for name, values in _network_arrays(ds)}
         self.observed = ds[OBSERVED].transpose(CELLTYPE, ASSAY).values
-        self.signal = check_cube(ds, SIGNAL)[SIGNAL].transpose(*DIMS).data if self.config.average else None
-        self._net: AvocadoNet | None = None
+        reads_signal = self.config.context or self.config.average
+        self.signal = check_cube(ds, SIGNAL)[SIGNAL].transpose(*DIMS).data if reads_signal else None
+        self.network = context_arrays(ds) if self.config.context else network_arrays(ds)
+        if not self.config.context:
+            widths = [self.bins.binsize * scale for scale in self.config.scales]
+            self.factors = [ds[genome_factors(bp)].data for bp in widths]
+            self.axes = [self.bins, *(bins_of(ds, position_dim(bp, self.bins.binsize)) for bp in widths[1:])]
+            for axis in self.axes[1:]:
+                axis.check_covers(self.bins)
+        self._net: AvocadoNet | ContextNet | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_net": None}
@@ -250,18 +257,24 @@ class Predictor:
         return out.reshape(self.shape)
 
     @property
-    def net(self) -> AvocadoNet:
+    def net(self) -> AvocadoNet | ContextNet:
         """The network on its device, built on first use."""
         if self._net is None:
             import torch
 
-            from xr_avocado.model.prediction import network_from_arrays
+            from xr_avocado.model.prediction import context_from_arrays, network_from_arrays
 
-            self._net = network_from_arrays(self.config, self.network, torch.device(self.device))
+            device = torch.device(self.device)
+            if self.config.context:
+                self._net = context_from_arrays(self.config, self.network, self.observed.shape, device)
+            else:
+                self._net = network_from_arrays(self.config, self.network, device)
         return self._net
 
     def predict(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
         """Predict pairs (indices) at the positions of a slice of rows: pairs x positions."""
+        if self.config.context:
+            return self.from_context(celltype, assay, rows)
         from xr_avocado.model.prediction import predict_positions
 
         bins = self.bins[rows]
@@ -272,6 +285,42 @@ class Predictor:
             at.append(row - row[0])
         predicted = predict_positions(self.net, factors, at, celltype, assay)
         return predicted if self.signal is None else predicted + self.average(celltype, assay, rows)
+
+    def from_context(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
+        """Predict pairs from the observed tracks around them, a few positions at a time: pairs x positions."""
+        from xr_avocado.model.prediction import predict_context
+
+        cells = np.flatnonzero(self.observed)
+        step = max(self.config.block, CONTEXT_VALUES // len(cells))
+        out = np.empty((len(celltype), rows.stop - rows.start), np.float32)
+        for first in range(rows.start, rows.stop, step):
+            piece = slice(first, min(first + step, rows.stop))
+            levels, at = self.context_levels(cells, piece)
+            out[:, first - rows.start : piece.stop - rows.start] = predict_context(
+                self.net, levels, at, cells, celltype, assay
+            )
+        return out
+
+    def context_levels(self, cells: np.ndarray, rows: slice) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Observed tracks at each scale of the context term, and the bin of each scale that each position lies in.
+
+        What is read reaches to the ends of the coarsest bins that hold the positions, so that the result does not depend on how the
+        positions were cut into pieces.
+        """
+        widest = self.bins.coarsen(max(self.config.context_scales))
+        held = widest.rows_of(self.bins[rows])
+        chrom, start, end = widest.at(held[[0, -1]])
+        first = int(self.bins.overlaps(chrom[0], start[0], end[0])[0])
+        last = int(self.bins.overlaps(chrom[1], start[1], end[1])[1])
+        around = self.bins[first:last]
+        tracks = _read_tracks(self.signal, np.unravel_index(cells, self.observed.shape), slice(first, last))
+        inside = slice(rows.start - first, rows.stop - first)
+        levels, at = [], []
+        for scale in self.config.context_scales:
+            of = around.coarsen(scale).rows_of(around) if scale > 1 else np.arange(last - first)
+            levels.append(_means(tracks, of) if scale > 1 else tracks)
+            at.append(of[inside])
+        return levels, at
 
     def average(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
         """Average activity of each pair, itself left out: pairs x positions; 0 where no other cell type has the assay."""
@@ -287,13 +336,35 @@ class Predictor:
         return out
 
 
-def _network_arrays(ds: xr.Dataset) -> Iterable[tuple[str, np.ndarray]]:
-    yield CELLTYPE_FACTORS, ds[CELLTYPE_FACTORS].values
-    yield ASSAY_FACTORS, ds[ASSAY_FACTORS].values
-    for name in ds.data_vars:
-        kind, _, layer = str(name).removeprefix(NETWORK).rpartition("_")
-        if str(name).startswith(NETWORK):
-            yield f"{'weights' if kind == 'weight' else 'biases'}.{layer}", ds[name].values
+def network_arrays(ds: xr.Dataset) -> dict[str, np.ndarray]:
+    """The network's parameters, by the names of its state dict."""
+    arrays = {CELLTYPE_FACTORS: ds[CELLTYPE_FACTORS].values, ASSAY_FACTORS: ds[ASSAY_FACTORS].values}
+    for name in map(str, ds.data_vars):
+        if name.startswith(NETWORK):
+            kind, _, layer = name.removeprefix(NETWORK).rpartition("_")
+            arrays[f"{'weights' if kind == 'weight' else 'biases'}.{layer}"] = ds[name].values
+    return arrays
+
+
+def context_arrays(ds: xr.Dataset) -> dict[str, np.ndarray]:
+    """The context term's parameters, by the names of its state dict."""
+    return {name.removeprefix(CONTEXT): ds[name].values for name in map(str, ds.data_vars) if name.startswith(CONTEXT)}
+
+
+def _read_tracks(signal: Any, cells: tuple[np.ndarray, np.ndarray], rows: slice) -> np.ndarray:
+    """Bring tracks of a run of positions to memory: tracks x positions, float32."""
+    pieces = [signal[int(c), int(a), rows] for c, a in zip(*cells, strict=True)]
+    if isinstance(signal, da.Array):
+        pieces = dask.compute(*pieces, scheduler="synchronous")
+    return np.stack([np.asarray(piece, np.float32) for piece in pieces])
+
+
+def _means(tracks: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Means of runs of positions (``of``: ascending run of each), unmeasured ones left out, 0 where none was measured."""
+    firsts = np.flatnonzero(np.concatenate([[True], np.diff(of) > 0]))
+    count = np.add.reduceat(~np.isnan(tracks), firsts, axis=1, dtype=np.int32)
+    total = np.add.reduceat(np.nan_to_num(tracks), firsts, axis=1)
+    return (total / np.maximum(count, 1)).astype(np.float32)
 
 
 def _read(array: Any) -> np.ndarray:

@@ -28,7 +28,7 @@ class Config:
     dropout
         Dropout rate after each hidden layer.
     epochs
-        Passes over the positions, at most.
+        Passes over the positions, at most (the context term has a number of samples to see per epoch instead).
     tracks_per_position
         Observed tracks drawn for a block of positions when it is visited.
     batch
@@ -43,6 +43,22 @@ class Config:
         Factors start uniform in +- this.
     patience
         Epochs without a better validation score after which training stops; 0 trains all epochs.
+    context
+        Train a context term, and let it impute: average activity plus a network that reads the bin's other observed tracks.
+    context_scales
+        Widths, in bins, over which the context term sees each track averaged.
+    context_units, context_nodes, context_heads
+        Units that read a track, units of its hidden layers, and attention heads over cell types.
+    context_celltype_factors, context_assay_factors
+        Length of its own vectors of a cell type and of an assay. Few for a cell type: with more it learns pairs by heart.
+    context_samples, context_batch
+        Targets (bin x track) it sees per epoch, at most as many as there are, and in a step.
+    context_targets, context_mask
+        Tracks hidden at a bin as targets, at most, and the largest share of the others hidden along with them.
+    context_focus
+        How much bins with signal are preferred in training, from 0 (not at all) to 1; errors are weighted back.
+    context_learning_rate, context_decay
+        AdamW's, for the context term.
 
     Notes
     -----
@@ -55,7 +71,7 @@ class Config:
     genome_factors: tuple[int, ...] = (25, 40, 45)
     layers: int = 2
     nodes: int = 2048
-    average: bool = True
+    average: bool = False
     dropout: float = 0.0
     epochs: int = 30
     tracks_per_position: int = 8
@@ -66,10 +82,25 @@ class Config:
     genome_decay: float = 0.0
     factor_scale: float = 0.05
     patience: int = 5
+    context: bool = True
+    context_scales: tuple[int, ...] = (1, 10, 200)
+    context_units: int = 48
+    context_nodes: int = 192
+    context_heads: int = 4
+    context_celltype_factors: int = 8
+    context_assay_factors: int = 16
+    context_samples: int = 300_000
+    context_batch: int = 2_048
+    context_targets: int = 4
+    context_mask: float = 0.3
+    context_focus: float = 0.7
+    context_learning_rate: float = 2e-3
+    context_decay: float = 1e-3
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(int(s) for s in self.scales))
         object.__setattr__(self, "genome_factors", tuple(int(f) for f in self.genome_factors))
+        object.__setattr__(self, "context_scales", tuple(int(s) for s in self.context_scales))
         if len(self.scales) != len(self.genome_factors):
             raise ValueError(f"one length of genome factors a scale: got scales={self.scales}, {self.genome_factors=}")
         if (
@@ -80,6 +111,12 @@ class Config:
             raise ValueError(
                 f"scales start at 1 bin and each divides the next, larger one, e.g. (1, 10, 200); got {self.scales}"
             )
+        if self.context and any(self.block % scale for scale in self.context_scales):
+            raise ValueError(
+                f"each of context_scales divides the block of {self.block} bins; got {self.context_scales}"
+            )
+        if self.context and self.context_scales[:1] != (1,):
+            raise ValueError(f"context_scales start at 1 bin; got {self.context_scales}")
         for name in ("celltype_factors", "assay_factors", "layers", "nodes", "epochs", "tracks_per_position", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
@@ -119,9 +156,9 @@ class Config:
 PRESETS: Mapping[str, Config] = {
     # The reference implementation where paper and code disagree: no dropout, rate 1e-3, factors +-0.05, one track a position.
     # Its dense Adam moves every genome row at every step, some 32 rates a visit; the row-wise one here moves it at most one.
-    "paper": Config(average=False, tracks_per_position=1, epochs=800, genome_learning_rate=1e-2, patience=0),
+    "paper": Config(context=False, tracks_per_position=1, epochs=800, genome_learning_rate=1e-2, patience=0),
     "small": Config(
-        celltype_factors=32, assay_factors=24, genome_factors=(5, 20, 30), layers=1, nodes=64, average=False, epochs=15
+        celltype_factors=32, assay_factors=24, genome_factors=(5, 20, 30), layers=1, nodes=64, context=False, epochs=15
     ),
 }
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from xr_avocado.model.config import Config
+from xr_avocado.model.context import ContextNet
 from xr_avocado.model.network import AvocadoNet
 
-__all__ = ["network_from_arrays", "predict_positions"]
+__all__ = ["context_from_arrays", "network_from_arrays", "predict_context", "predict_positions"]
+
+Net = TypeVar("Net", AvocadoNet, ContextNet)
 
 ACTIVATIONS = 1 << 24
 """Activations (positions x tracks x units) held at a time: 64 MB, which a processor's cache levels and any device bear."""
@@ -21,6 +25,17 @@ def network_from_arrays(config: Config, arrays: Mapping[str, np.ndarray], device
     """Rebuild the network from its parameters by name, as the state dict has them."""
     net = AvocadoNet(config, len(arrays["celltype_factors"]), len(arrays["assay_factors"]))
     # Copies: arrays read from a store may be read-only, which torch does not know.
+    return _loaded(net, arrays, device)
+
+
+def context_from_arrays(
+    config: Config, arrays: Mapping[str, np.ndarray], labels: tuple[int, int], device: torch.device
+) -> ContextNet:
+    """Rebuild the context term from its parameters by name, as the state dict has them."""
+    return _loaded(ContextNet(config, *labels), arrays, device)
+
+
+def _loaded(net: Net, arrays: Mapping[str, np.ndarray], device: torch.device) -> Net:
     net.load_state_dict({name: torch.from_numpy(np.array(values, np.float32)) for name, values in arrays.items()})
     return net.to(device).eval()
 
@@ -57,6 +72,61 @@ def predict_positions(
         at = slice(first, first + step)
         genome = net.biases[0] + sum(part[row[at]] for part, row in zip(coarse, positions, strict=True))
         out[:, at] = net.above(genome[:, None] + term).T
+    return out.cpu().numpy()
+
+
+@torch.inference_mode()
+def predict_context(
+    net: ContextNet,
+    levels: Sequence[np.ndarray],
+    rows: Sequence[np.ndarray],
+    cells: np.ndarray,
+    celltype: np.ndarray,
+    assay: np.ndarray,
+) -> np.ndarray:
+    """Predict tracks at positions from the observed ones: tracks x positions, float32. No track is read for its own prediction.
+
+    Parameters
+    ----------
+    net
+        The context term.
+    levels
+        Observed tracks at each scale: tracks x bins of that scale; NaN where not measured.
+    rows
+        For each scale, the bin of ``levels`` that each position lies in.
+    cells
+        Flat index (cell type x assay) of each observed track.
+    celltype, assay
+        Indices of the tracks to predict.
+    """
+    device = net.celltype.device
+    n_celltypes, n_assays = len(net.celltype), len(net.assay)
+    asked = torch.from_numpy(celltype * n_assays + assay).to(device)
+    observed = torch.from_numpy(cells).to(device)
+    own = torch.isin(asked, observed)
+    groups = [g for g in [(~own).nonzero().squeeze(1), *own.nonzero()] if len(g)]
+    largest = max(len(g) for g in groups)
+    step = max(
+        1, ACTIVATIONS // (n_celltypes * n_assays * net.config.context_units + 4 * largest * net.config.context_nodes)
+    )
+    out = torch.empty(len(asked), len(rows[0]), device=device)
+    for first in range(0, len(rows[0]), step):
+        at = slice(first, first + step)
+        pieces = [torch.from_numpy(level[:, row[at]]).to(device) for level, row in zip(levels, rows, strict=True)]
+        by_track = torch.stack(pieces, -1).transpose(0, 1)
+        signal = torch.zeros(len(by_track), n_celltypes * n_assays, len(levels), device=device)
+        signal[:, observed] = by_track.nan_to_num()
+        known = torch.zeros(signal.shape[:2], device=device)
+        known[:, observed] = (~by_track[..., 0].isnan()).float()
+        for group in groups:
+            visible = known.clone()
+            visible[:, asked[group]] = 0
+            labels = (
+                asked[group].expand(len(by_track), -1) // n_assays,
+                asked[group].expand(len(by_track), -1) % n_assays,
+            )
+            shape = (n_celltypes, n_assays)
+            out[group, at] = net(signal.unflatten(1, shape), visible.unflatten(1, shape), *labels).T
     return out.cpu().numpy()
 
 

@@ -36,9 +36,10 @@ class Panel:
         """Values of ``tracks`` (blocks x k) in each of ``blocks``: blocks x bins x k, float32."""
         return self.values[tracks, blocks[:, None]].float().transpose(1, 2)
 
-    def tracks(self, chosen: Tensor) -> Panel:
-        """The panel of some of the tracks (indices)."""
-        return Panel(self.values[chosen], self.celltype[chosen], self.assay[chosen])
+    def joined(self, other: Panel) -> Panel:
+        """The panel of both panels' tracks."""
+        pairs = [(self.values, other.values), (self.celltype, other.celltype), (self.assay, other.assay)]
+        return Panel(*map(torch.cat, pairs))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from xr_avocado import cube, datasets
+from xr_avocado.fit import Layout, load_panel
+from xr_avocado.model.config import Config
+from xr_avocado.model.context import ContextNet
+from xr_avocado.model.context_training import ContextSampler
+
+QUICK = {"context_units": 8, "context_nodes": 16, "context_heads": 2, "context_samples": 20_000, "context_batch": 512}
+FACTORS = {"nodes": 8, "layers": 1}
+TINY = Config(**QUICK, **FACTORS)
+
+
+@pytest.fixture(scope="module")
+def truth() -> xr.Dataset:
+    return datasets.simulate(n_celltypes=5, n_assays=4, chromsizes={"chr1": 100_010, "chr2": 50_007})
+
+
+@pytest.fixture(scope="module")
+def hidden() -> list[tuple[str, str]]:
+    return [("C1", "H3K4me3"), ("C3", "H3K27ac")]
+
+
+@pytest.fixture(scope="module")
+def fitted(truth: xr.Dataset, hidden: list) -> xr.Dataset:
+    return truth.avocado.hold_out(hidden).avocado.fit(config=QUICK | FACTORS, epochs=2, progress=False)
+
+
+def sampler_of(ds: xr.Dataset, config: Config = TINY) -> tuple[ContextSampler, Layout]:
+    layout = Layout.of(ds.avocado.bins, config)
+    panel = load_panel(ds, cube.experiments(ds), layout, config, torch.device("cpu"))
+    labels = ds.sizes["celltype"], ds.sizes["assay"]
+    return ContextSampler(panel, config, labels, torch.Generator().manual_seed(0)), layout
+
+
+def test_an_untrained_context_term_is_average_activity(truth: xr.Dataset, hidden: list) -> None:
+    from xr_avocado.baselines import average
+
+    held = truth.avocado.hold_out(hidden)
+    sampler, layout = sampler_of(held)
+    net = ContextNet(TINY, 5, 4)
+    with torch.no_grad():
+        net.out.bias.zero_()
+    signal, visible = sampler.read(torch.from_numpy(layout.slots[0]))
+    celltype, assay = torch.zeros(len(signal), 1, dtype=torch.long), torch.zeros(len(signal), 1, dtype=torch.long)
+    got = net(signal, visible, celltype, assay).detach().numpy()[:, 0]
+    expected = average(held).sel(celltype="C1", assay="H3K4me3").values
+    np.testing.assert_allclose(got, expected, atol=4e-3)
+
+
+def test_what_is_hidden_is_not_read() -> None:
+    random = torch.Generator().manual_seed(0)
+    net = ContextNet(TINY, 5, 4, generator=random).eval()
+    torch.nn.init.normal_(net.out.weight, generator=random)
+    signal = torch.rand(50, 5, 4, 3, generator=random)
+    visible = (torch.rand(50, 5, 4, generator=random) > 0.4).float()
+    celltype, assay = (torch.randint(n, (50, 3), generator=random) for n in (5, 4))
+    bins = torch.arange(50)[:, None]
+    visible[bins, celltype, assay] = 0
+    other = torch.where(visible[..., None] > 0, signal, torch.rand(signal.shape, generator=random) * 9)
+    torch.testing.assert_close(net(signal, visible, celltype, assay), net(other, visible, celltype, assay))
+    seen = torch.where(visible[..., None] > 0, signal + 1, signal)
+    assert (net(signal, visible, celltype, assay) != net(seen, visible, celltype, assay)).float().mean() > 0.9
+
+
+def test_targets_are_hidden_in_training(truth: xr.Dataset) -> None:
+    sampler, _ = sampler_of(truth)
+    slots, _ = sampler.draw(200)
+    signal, known = sampler.read(slots)
+    visible, celltype, assay = sampler.hide(known, 3)
+    bins = torch.arange(200)[:, None]
+    assert (visible[bins, celltype, assay] == 0).all()
+    assert len({(int(c), int(a)) for c, a in zip(celltype[0], assay[0], strict=True)}) == 3
+    assert 0.05 < 1 - float(visible.sum() / (known.sum() - 600)) < 0.3
+
+
+def test_scales_are_means_on_the_genomes_grid(truth: xr.Dataset) -> None:
+    sampler, layout = sampler_of(truth)
+    position = np.array([0, 3_999, 4_000, 4_001, 6_001])
+    signal, _ = sampler.read(torch.from_numpy(layout.slots[0][position]))
+    frame = truth.signal.sel(celltype="C2", assay="DNase")
+    for i, p in enumerate(position):
+        chrom, start = frame.chrom[p].item(), frame.start[p].item()
+        for level, bp in enumerate((25, 250, 5_000)):
+            inside = (frame.chrom == chrom) & (frame.start // bp == start // bp)
+            assert signal[i, 1, 3, level].item() == pytest.approx(frame.values[inside].mean(), abs=5e-3)
+
+
+def test_drawing_bins_with_signal_more_often_leaves_the_expected_loss_alone(truth: xr.Dataset) -> None:
+    sampler, layout = sampler_of(truth)
+    slots, weight = sampler.draw(60_000)
+    per_bin = np.full(sampler.panel.values[0].numel(), np.nan)
+    per_bin[layout.slots[0]] = truth.signal.mean(("celltype", "assay")).values
+    drawn = per_bin[slots.numpy()]
+    assert np.isfinite(drawn).all(), "bins past a segment's end are never drawn"
+    assert drawn.mean() > 1.2 * np.nanmean(per_bin)
+    assert np.average(drawn, weights=weight.numpy()) == pytest.approx(np.nanmean(per_bin), rel=0.03)
+    assert weight.mean() == pytest.approx(1, rel=0.03)
+
+
+def test_it_imputes_better_than_average_activity(truth: xr.Dataset, hidden: list) -> None:
+    config = {**FACTORS, "context_units": 16, "context_nodes": 48, "context_batch": 1024, "context_samples": 60_000}
+    held = truth.avocado.hold_out(hidden)
+    full = held.avocado.fit(config=config, epochs=8, progress=False).avocado.impute(tracks=hidden)
+    table = full.avocado.evaluate(truth, tracks=hidden, measures=["mse", "gwcorr"], progress=False)
+    mean = table.groupby("method")[["mse", "gwcorr"]].mean()
+    assert mean.mse["imputed"] < 0.85 * mean.mse["average"]
+    assert mean.gwcorr["imputed"] > mean.gwcorr["average"] + 0.03
+
+
+def test_imputing_is_the_term_on_what_the_cube_shows(fitted: xr.Dataset, hidden: list) -> None:
+    sampler, layout = sampler_of(fitted)
+    net = ContextNet(TINY, 5, 4)
+    arrays = {
+        n.removeprefix("context_net_"): fitted[n].values
+        for n in map(str, fitted.data_vars)
+        if n.startswith("context_net_")
+    }
+    net.load_state_dict({name: torch.from_numpy(values) for name, values in arrays.items()})
+    signal, visible = sampler.read(torch.from_numpy(layout.slots[0]))
+    imputed = fitted.avocado.impute().imputed
+    for celltype, assay in [(0, 0), (2, 1), (1, 3)]:
+        seen = visible.clone()
+        seen[:, celltype, assay] = 0
+        labels = torch.full((len(signal), 1), celltype), torch.full((len(signal), 1), assay)
+        expected = net.eval()(signal, seen, *labels).detach().numpy()[:, 0]
+        np.testing.assert_allclose(imputed[celltype, assay], expected, atol=1e-2)
+
+
+def test_no_track_is_read_for_its_own_imputation(fitted: xr.Dataset) -> None:
+    pair = {"celltype": "C2", "assay": "DNase"}
+    scrambled = fitted.copy(deep=True)
+    scrambled.signal.loc[pair] = 5.0
+    before, after = (ds.avocado.impute().imputed for ds in (fitted, scrambled))
+    np.testing.assert_array_equal(before.sel(pair), after.sel(pair))
+    assert not np.array_equal(before.sel(celltype="C2", assay="H3K4me3"), after.sel(celltype="C2", assay="H3K4me3"))
+
+
+def test_results_do_not_depend_on_how_positions_are_cut(fitted: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    import xr_avocado.impute
+    from xr_avocado.model import prediction
+
+    whole = fitted.avocado.impute().imputed.values
+    rows = fitted.avocado.bins.rows("chr1", 77_001, 91_000)
+    part = fitted.avocado.impute().avocado.sel("chr1:77,001-91,000").imputed
+    np.testing.assert_allclose(part, whole[..., rows], atol=1e-5)
+    on_grid = fitted.avocado.sel("chr1:75,000-95,000").avocado.impute().imputed
+    np.testing.assert_allclose(on_grid, whole[..., 3_000:3_800], atol=1e-5)
+    monkeypatch.setattr(xr_avocado.impute, "POSITIONS", 777)
+    monkeypatch.setattr(xr_avocado.impute, "CONTEXT_VALUES", 4_000)
+    monkeypatch.setattr(prediction, "ACTIVATIONS", 100_000)
+    np.testing.assert_allclose(fitted.chunk(position=1_000).avocado.impute().imputed, whole, atol=1e-5)
+
+
+def test_gaps_in_a_track_are_not_read(truth: xr.Dataset) -> None:
+    gap = truth.copy(deep=True)
+    gap.signal[1, 0, 500:900] = np.nan
+    model = gap.avocado.fit(config=QUICK | FACTORS, epochs=1, progress=False)
+    assert np.isfinite(model.avocado.impute().imputed.values).all()
+
+
+def test_a_store_gives_the_same_imputation(fitted: xr.Dataset, tmp_path) -> None:
+    import xr_avocado as xa
+
+    fitted.avocado.to_zarr(tmp_path / "model.zarr", progress=False)
+    again = xa.open_cube(tmp_path / "model.zarr")
+    np.testing.assert_allclose(again.avocado.impute().imputed, fitted.avocado.impute().imputed, atol=2e-2)
+
+
+def test_the_same_seed_gives_the_same_context_term(truth: xr.Dataset, fitted: xr.Dataset, hidden: list) -> None:
+    again = truth.avocado.hold_out(hidden).avocado.fit(config=QUICK | FACTORS, epochs=2, progress=False)
+    np.testing.assert_array_equal(again["context_net_slot"], fitted["context_net_slot"])
+    np.testing.assert_array_equal(again["context_history"], fitted["context_history"])
+
+
+def test_an_assay_seen_once_and_a_cell_type_never_seen(truth: xr.Dataset) -> None:
+    lone = [(str(c), "DNase") for c in truth.celltype.values[1:]]
+    lone += [("C5", str(a)) for a in truth.assay.values if a != "DNase"]
+    model = truth.avocado.hold_out(lone).avocado.fit(config=QUICK | FACTORS, epochs=1, progress=False)
+    assert np.isfinite(model.avocado.impute().imputed.values).all()

@@ -1,0 +1,168 @@
+"""Training of the context term: random bins, random tracks hidden, predicted from the rest."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from xr_avocado.model.config import Config
+from xr_avocado.model.context import ContextNet
+from xr_avocado.model.sampling import Panel
+
+__all__ = ["ContextSampler", "TrainedContext", "train_context"]
+
+logger = logging.getLogger("xr_avocado")
+
+REPORTS = 50
+"""Points of the training curve that are kept."""
+
+
+@dataclass(frozen=True)
+class TrainedContext:
+    """What training leaves: the network, and (samples seen, mean squared error) along the way."""
+
+    net: ContextNet
+    history: list[tuple[float, float]]
+
+
+class ContextSampler:
+    """Draws bins, and reads the tracks there at every scale.
+
+    Bins are drawn in proportion to a mixture of one and their signal (mean plus spread over the tracks), and their errors weighted back,
+    so that the expected loss is the plain mean over bins: most bins are background and teach little.
+
+    Memory on the device: a tenth of the panel for the coarse scales, 12 bytes a bin.
+    """
+
+    def __init__(self, panel: Panel, config: Config, labels: tuple[int, int], generator: torch.Generator) -> None:
+        self.panel, self.config, self.labels, self.random = panel, config, labels, generator
+        self.pyramid = [_block_means(panel.values, scale) for scale in config.context_scales]
+        self.cell = panel.celltype * labels[1] + panel.assay
+        salience = _salience(panel.values)
+        self.bins = salience.flatten().nonzero().squeeze(1).to(torch.int32)
+        share = salience.flatten()[self.bins.long()]
+        share = config.context_focus * share / share.mean() + (1 - config.context_focus)
+        self.weight = (1 / share).float()
+        self.cumulative = share.double().cumsum(0)
+
+    def draw(self, n: int) -> tuple[Tensor, Tensor]:
+        """Draw bins (flat slots in the blocks) and the weights of their errors."""
+        at = torch.rand(n, generator=self.random, dtype=torch.float64).to(self.cumulative.device) * self.cumulative[-1]
+        i = torch.searchsorted(self.cumulative, at).clamp(max=len(self.bins) - 1)
+        return self.bins[i].long(), self.weight[i]
+
+    def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal (bins x cell types x assays x scales) and which tracks have a value (bins x cell types x assays)."""
+        columns = [
+            level.flatten(1)[:, slots // scale].T
+            for level, scale in zip(self.pyramid, self.config.context_scales, strict=True)
+        ]
+        by_track = torch.stack(columns, -1).float()
+        known = ~by_track[..., 0].isnan()
+        shape = (len(slots), self.labels[0] * self.labels[1])
+        signal = torch.zeros(*shape, by_track.shape[-1], device=slots.device)
+        signal[:, self.cell] = by_track.nan_to_num()
+        visible = torch.zeros(shape, device=slots.device)
+        visible[:, self.cell] = known.float()
+        return signal.unflatten(1, self.labels), visible.unflatten(1, self.labels)
+
+    def hide(self, visible: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Choose k targets a bin, hide them and a random share of the rest: visible tracks left, and the targets' cells."""
+        n = len(visible)
+        chance = torch.rand(n, len(self.cell), generator=self.random).to(visible.device)
+        targets = self.cell[chance.topk(k, dim=1).indices]
+        share = torch.rand(n, 1, generator=self.random).to(visible.device) * self.config.context_mask
+        drop = torch.rand(n, visible[0].numel(), generator=self.random).to(visible.device) < share
+        left = (visible.flatten(1) * ~drop).scatter(1, targets, 0.0)
+        return left.unflatten(1, self.labels), targets // self.labels[1], targets % self.labels[1]
+
+
+def train_context(
+    panel: Panel, config: Config, labels: tuple[int, int], *, seed: int = 0, progress: bool = True
+) -> TrainedContext:
+    """Train the context term on a panel; memory as ``ContextSampler`` plus a batch's activations.
+
+    Parameters
+    ----------
+    panel
+        Tracks to learn from, at least two.
+    config
+        Sizes and rates; ``context_samples`` targets are seen for each of its ``epochs``.
+    labels
+        Number of cell types and of assays.
+    seed
+        Fixes initial values and draws.
+    progress
+        Show a bar.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    net = ContextNet(config, *labels, generator=generator).to(panel.values.device)
+    sampler = ContextSampler(panel, config, labels, generator)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.context_learning_rate, weight_decay=config.context_decay)
+    samples = config.epochs * min(config.context_samples, len(sampler.bins) * len(sampler.cell))
+    seen, history, running = 0, [], []
+    with tqdm(total=samples, desc="fit context", unit="sample", unit_scale=True, disable=not progress) as bar:
+        try:
+            while seen < samples:
+                rate = config.context_learning_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * seen / samples)))
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                count, loss = _step(net, sampler, optimizer)
+                seen += count
+                running.append(loss)
+                bar.update(count)
+                if seen * REPORTS >= samples * (len(history) + 1) or seen >= samples:
+                    history.append((float(seen), float(torch.stack(running).mean())))
+                    running = []
+                    bar.set_postfix(mse=f"{history[-1][1]:.4f}")
+                    if not math.isfinite(history[-1][1]):
+                        raise ValueError(
+                            f"training error of the context term is no longer finite: lower {config.context_learning_rate=}"
+                        )
+        except KeyboardInterrupt:
+            logger.warning("interrupted: keeping the context term after %d samples", seen)
+    return TrainedContext(net.eval(), history)
+
+
+def _step(net: ContextNet, sampler: ContextSampler, optimizer: torch.optim.Optimizer) -> tuple[int, Tensor]:
+    config = sampler.config
+    most = max(1, min(config.context_targets, len(sampler.cell) // 2))
+    k = int(torch.randint(1, most + 1, (1,), generator=sampler.random))
+    slots, weight = sampler.draw(max(1, config.context_batch // k))
+    signal, known = sampler.read(slots)
+    visible, celltype, assay = sampler.hide(known, k)
+    bins = torch.arange(len(slots), device=slots.device)[:, None]
+    truth, counts = signal[bins, celltype, assay, 0], known[bins, celltype, assay] * weight[:, None]
+    error = (net(signal, visible, celltype, assay) - truth).square()
+    loss = (error * counts).sum() / truth.numel()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return truth.numel(), loss.detach()
+
+
+def _block_means(values: Tensor, scale: int) -> Tensor:
+    """Means over the bins of a coarser scale, unmeasured ones left out: tracks x blocks x bins of that scale."""
+    if scale == 1:
+        return values
+    levels = [track.float().unflatten(-1, (-1, scale)).nanmean(-1).nan_to_num().half() for track in values]
+    return torch.stack(levels)
+
+
+def _salience(values: Tensor) -> Tensor:
+    """Mean plus spread over the tracks at each bin, at least a little where anything was measured, 0 elsewhere."""
+    total = torch.zeros(values.shape[1:], device=values.device)
+    square, count = total.clone(), total.clone()
+    for track in values:
+        known = track.float().nan_to_num()
+        total += known
+        square += known**2
+        count += ~track.isnan()
+    mean = total / count.clamp(min=1)
+    spread = (square / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
+    return torch.where(count > 0, mean.abs() + spread + 1e-3, 0.0)
