@@ -1,4 +1,4 @@
-"""The table of scores: which tracks, methods and bins it is about, and that the numbers are those of the plain measures."""
+"""The table of scores: which tracks, methods and bins it is about, and that its numbers are the plain measures'."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def score(table: pd.DataFrame, pair: tuple[str, str], method: str, measure: str)
     return row[measure].item()
 
 
-# --- which tracks and methods --------------------------------------------------------------------------------------------
+# --- which tracks and methods -------------------------------------------------------------------------------
 
 
 def test_the_held_out_tracks_are_scored_beside_the_average(cube: xr.Dataset, held: xr.Dataset) -> None:
@@ -106,7 +106,7 @@ def test_batches_of_tracks_change_nothing(held: xr.Dataset, cube: xr.Dataset, mo
     pd.testing.assert_frame_equal(evaluate(held, cube, methods=["guess"], progress=False), whole)
 
 
-# --- spaces, conventions, bins ------------------------------------------------------------------------------------------
+# --- spaces, conventions, bins ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stored", ["arcsinh", "log1p", "none"])
@@ -174,7 +174,7 @@ def test_bootstraps_each_leave_another_part_out(held: xr.Dataset, cube: xr.Datas
     assert table.groupby("celltype").mse.nunique().tolist() == [4, 4]
 
 
-# --- annotations ----------------------------------------------------------------------------------------------------------
+# --- annotations --------------------------------------------------------------------------------------------
 
 
 def slow_challenge(y: np.ndarray, p: np.ndarray, bins: GenomeBins, kind: str) -> float:
@@ -270,7 +270,7 @@ def test_promoters_lie_upstream_within_the_genome() -> None:
         promoters_of(genes.drop(columns="strand"))
 
 
-# --- tracks imputed elsewhere -------------------------------------------------------------------------------------------
+# --- tracks imputed elsewhere -------------------------------------------------------------------------------
 
 
 def test_a_folder_of_bigwigs_is_scored_like_a_layer(held: xr.Dataset, cube: xr.Dataset, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_an_array_from_elsewhere_is_scored_like_a_layer(held: xr.Dataset, cube: 
         evaluate(held, cube, methods={"theirs": array.sel(celltype=["C2"])}, progress=False)
 
 
-# --- what does not fit ----------------------------------------------------------------------------------------------------
+# --- what does not fit --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_a_track_that_the_truth_lacks_cannot_be_scored(held: xr.Dataset) -> None
         evaluate(held, tracks=HELD[:1], progress=False)
 
 
-# --- cross-validation -----------------------------------------------------------------------------------------------------
+# --- cross-validation ---------------------------------------------------------------------------------------
 
 
 def test_cross_validation_scores_every_track_once_by_a_model_that_has_not_seen_it() -> None:
@@ -355,7 +355,7 @@ def test_cross_validation_of_baselines_fits_no_model(cube: xr.Dataset, monkeypat
     assert table.method.tolist() == ["cp", "average"]
 
 
-# --- real tracks ----------------------------------------------------------------------------------------------------------
+# --- real tracks --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

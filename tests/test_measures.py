@@ -1,4 +1,4 @@
-"""The measures against values worked by hand, scipy, scikit-learn and the published scoring codes written out slowly."""
+"""The measures against values worked by hand, scipy, scikit-learn and published codes written out slowly."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def one_hot(rows: set[int], n: int) -> np.ndarray:
     return np.isin(np.arange(n), list(rows))
 
 
-# --- by hand ---------------------------------------------------------------------------------------------------------------
+# --- by hand ------------------------------------------------------------------------------------------------
 
 
 def test_mse_by_hand() -> None:
@@ -109,7 +109,7 @@ def test_catchpeakobs_by_hand() -> None:
     assert measures.catchpeakobs(np.zeros(4), np.array([4.0, 3.0, 2.0, 1.0]), peaks) == 0.75
 
 
-# --- against other people's code ----------------------------------------------------------------------------------------
+# --- against other people's code ----------------------------------------------------------------------------
 
 
 def test_correlations_are_scipys(tracks: tuple[np.ndarray, np.ndarray]) -> None:
@@ -162,7 +162,7 @@ def test_span_measures_are_the_challenges(tracks: tuple[np.ndarray, np.ndarray])
     assert measures.msegene(y, p, spans, convention="challenge") == pytest.approx(sse / (last - first).sum())
 
 
-# --- properties ----------------------------------------------------------------------------------------------------------
+# --- properties ---------------------------------------------------------------------------------------------
 
 
 def test_score_gives_what_the_functions_give(tracks: tuple[np.ndarray, np.ndarray]) -> None:

@@ -24,7 +24,7 @@ def table_of(n_tracks: int, n_bootstraps: int, methods: list[str], names: list[s
 
 
 def slow_rank(table: pd.DataFrame, names: list[str]) -> tuple[dict[str, float], dict[str, float]]:
-    """The rule of the challenge's own script: rank a track's submissions, sum over tracks, rank, second best bootstrap."""
+    """The rule of the challenge's own script: rank by track, sum over tracks, rank, take the second best bootstrap."""
     everybody = set(table.method)
     final: dict[str, list[float]] = {m: [] for m in everybody}
     mean: dict[str, list[float]] = {m: [] for m in everybody}

@@ -35,8 +35,8 @@ def mask_of(bins: GenomeBins, intervals: pd.DataFrame, kind: str = "intervals") 
     )
     if not (first < last).any():
         raise CubeError(
-            f"none of the {len(intervals):,} {kind} overlaps a bin of this cube, which has {', '.join(bins.chroms[:6])}: "
-            "are the chromosomes named the same, and is it the same assembly?"
+            f"none of the {len(intervals):,} {kind} overlaps a bin of this cube, which has "
+            f"{', '.join(bins.chroms[:6])}: are the chromosomes named the same, and is it the same assembly?"
         )
     # A difference of +1 and -1 at the ends of each run, summed up, counts the intervals over each bin.
     ends = np.bincount(first, minlength=len(bins) + 1) - np.bincount(last, minlength=len(bins) + 1)
@@ -66,9 +66,10 @@ def spans_of(
 ) -> Spans:
     """Find the challenge's rows of each interval, counted as often as intervals cover them.
 
-    With s = start // 25 and e = end // 25 + 1 these are the bins [s, e) of a gene or enhancer, and for a gene's promoter the 80
-    bins before s on the plus strand, after e on the minus strand (for other bin sizes, as many as make 2 kb). Bins that would lie
-    past a chromosome's end count in the denominator for genes and enhancers, as they did there.
+    With s = start // 25 and e = end // 25 + 1 these are the bins [s, e) of a gene or enhancer, and for a gene's
+    promoter the 80 bins before s on the plus strand, after e on the minus strand (for other bin sizes, as many as make
+    2 kb). Bins that would lie past a chromosome's end count in the denominator for genes and enhancers, as they did
+    there.
     """
     width = bins.binsize
     first_bin, last_bin = intervals["start"].to_numpy() // width, intervals["end"].to_numpy() // width + 1
@@ -92,8 +93,8 @@ class Peaks:
     Parameters
     ----------
     peaks
-        A frame (or what `as_frame` reads) with the columns ``celltype`` and ``assay`` beside the intervals, or a mapping from
-        ``(celltype, assay)`` to that track's intervals, such as the path of its narrowPeak file.
+        A frame (or what `as_frame` reads) with the columns ``celltype`` and ``assay`` beside the intervals, or a
+        mapping from ``(celltype, assay)`` to that track's intervals, such as the path of its narrowPeak file.
     """
 
     def __init__(self, peaks: Any) -> None:
@@ -104,8 +105,8 @@ class Peaks:
         frame = as_frame(peaks)
         if not {CELLTYPE, ASSAY} <= set(frame.columns):
             raise CubeError(
-                f"peaks need the columns {CELLTYPE!r} and {ASSAY!r}, or come as a mapping from (celltype, assay) to intervals; "
-                f"got the columns {', '.join(map(str, frame.columns))}"
+                f"peaks need the columns {CELLTYPE!r} and {ASSAY!r}, or come as a mapping from (celltype, assay) to "
+                f"intervals; got the columns {', '.join(map(str, frame.columns))}"
             )
         for pair, rows in frame.groupby([CELLTYPE, ASSAY], sort=False, observed=True):
             self._by_track[Experiment(*map(str, pair))] = rows

@@ -1,7 +1,8 @@
 """What a model must beat: predictions from means and linear models, each a lazy layer of a cube.
 
-Every function takes a cube with the tracks to be predicted hidden (`hold_out`) and returns a lazy DataArray, celltype x assay x
-position, in the cube's transformed units. Observed tracks are predicted leave-one-out: a track never sees itself.
+Every function takes a cube with the tracks to be predicted hidden (`hold_out`) and returns a lazy DataArray, celltype x
+assay x position, in the cube's transformed units. Observed tracks are predicted leave-one-out: a track never sees
+itself.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ POSITIONS = 1 << 18
 CHUNK = 1 << 25
 """Values of a dask chunk, at most: 128 MB."""
 RUN = 1 << 14, 1 << 18
-"""Neighbouring bins that linear baselines read at a time to train on: at least, and at most where there are few tracks."""
+"""Neighbouring bins that linear baselines read at a time to train on: at least, and at most where there are few
+tracks."""
 TRAINING_BINS = 1 << 20
 
 
@@ -78,7 +80,8 @@ def average(ds: xr.Dataset, *, tracks: Iterable[Any] | None = None) -> xr.DataAr
 def celltype_average(ds: xr.Dataset, *, tracks: Iterable[Any] | None = None) -> xr.DataArray:
     """Cell type average: at each bin, the mean of the same cell type over its other assays.
 
-    Parameters, errors and memory are those of `average`; NaN where the cell type has no other assay measured at that bin.
+    Parameters, errors and memory are those of `average`; NaN where the cell type has no other assay measured at that
+    bin.
     """
     return _layer(ds, Means(ds, tracks, [(True, False, 1)]), "celltype_average")
 
@@ -86,8 +89,8 @@ def celltype_average(ds: xr.Dataset, *, tracks: Iterable[Any] | None = None) -> 
 def additive(ds: xr.Dataset, *, tracks: Iterable[Any] | None = None) -> xr.DataArray:
     """Additive model: at each bin, the assay's mean plus the cell type's mean less the mean of all tracks.
 
-    All three means leave the predicted track out. Parameters and errors are those of `average`; computing a piece reads that
-    piece of all observed tracks, one at a time, and holds a sum for each cell type and assay in it.
+    All three means leave the predicted track out. Parameters and errors are those of `average`; computing a piece reads
+    that piece of all observed tracks, one at a time, and holds a sum for each cell type and assay in it.
     """
     return _layer(ds, Means(ds, tracks, [(False, True, 1), (True, False, 1), (False, False, -1)]), "additive")
 
@@ -101,13 +104,13 @@ def ridge(
 ) -> xr.DataArray:
     """Ridge regression on the cell type's other assays and average activity.
 
-    For a track (c, a) the features at a bin are the average activity of a, a constant, and for each other assay b of c, how far c
-    lies from b's average activity. The coefficients are learned where the answer is known, on the other cell types that have a
-    (a feature whose assay such a cell type lacks is 0 there), shrunk towards plain average activity, and track by track, so that an
-    observed track takes no part in its own prediction. A NaN bin counts as 0.
+    For a track (c, a) the features at a bin are the average activity of a, a constant, and for each other assay b of c,
+    how far c lies from b's average activity. The coefficients are learned where the answer is known, on the other cell
+    types that have a (a feature whose assay such a cell type lacks is 0 there), shrunk towards plain average activity,
+    and track by track, so that an observed track takes no part in its own prediction. A NaN bin counts as 0.
 
-    Lazy: the first piece that is computed learns the coefficients, from second moments gathered in one pass over the training bins.
-    It holds 4 million values of the observed tracks, or 16,384 bins of them all where that is more.
+    Lazy: the first piece that is computed learns the coefficients, from second moments gathered in one pass over the
+    training bins. It holds 4 million values of the observed tracks, or 16,384 bins of them all where that is more.
 
     Parameters
     ----------
@@ -151,8 +154,8 @@ def cp(
 ) -> xr.DataArray:
     """CP factorization by alternating least squares, the mean of several random starts: PREDICTD's linear model.
 
-    A bin's factors are fitted to all its observed values, so that an observed track cannot be left out of its own prediction: hide it
-    with `hold_out` first. A NaN bin counts as 0. Lazy, as `ridge` is.
+    A bin's factors are fitted to all its observed values, so that an observed track cannot be left out of its own
+    prediction: hide it with `hold_out` first. A NaN bin counts as 0. Lazy, as `ridge` is.
 
     Parameters
     ----------
@@ -169,9 +172,8 @@ def cp(
     training_bins
         Bins to learn from, at least, in evenly spaced runs; None for all.
 
-    Returns
-    -------
-    celltype x assay x position, float32; NaN for observed pairs, and where a cell type or an assay has no observed track.
+    Returns ------- celltype x assay x position, float32; NaN for observed pairs, and where a cell type or an assay has
+    no observed track.
 
     Raises
     ------
@@ -244,7 +246,7 @@ class TrackLayer:
 
 
 class Means(TrackLayer):
-    """Signed sum of means over the observed tracks of the same cell type, the same assay, or all, less the track itself."""
+    """Signed sum of means over the other observed tracks of the same cell type, of the same assay, or of all."""
 
     def __init__(self, ds: xr.Dataset, tracks: Iterable[Any] | None, terms: list[tuple[bool, bool, int]]) -> None:
         super().__init__(ds, tracks)

@@ -1,4 +1,4 @@
-"""evaluate: score imputed tracks against held-out truth, beside the baselines; and the measures themselves, as plain functions."""
+"""evaluate: score imputed tracks against held-out truth, beside the baselines; the measures as plain functions."""
 
 from __future__ import annotations
 
@@ -63,12 +63,13 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score imputed tracks against the truth, beside the baselines: one row a track and method.
 
-    A score says something about imputation only for tracks that the method has not seen. So hide some, fit, impute, and give the
-    whole cube as the truth: ``cube.avocado.hold_out(tracks).avocado.fit().avocado.impute().avocado.evaluate(cube)``. Baselines leave
-    each track out of its own prediction; a model cannot, and the column ``trained`` marks the tracks that it was fitted to.
+    A score says something about imputation only for tracks that the method has not seen. So hide some, fit, impute, and
+    give the whole cube as the truth:
+    ``cube.avocado.hold_out(tracks).avocado.fit().avocado.impute().avocado.evaluate(cube)``. Baselines leave each track
+    out of its own prediction; a model cannot, and the column ``trained`` marks the tracks that it was fitted to.
 
-    Memory: as many tracks at a time as fit 128 MB a method, at least one; scoring takes some 40 bytes a bin beside them (6 GB for a
-    whole human genome at 25 bp; cut both cubes to a chromosome for less).
+    Memory: as many tracks at a time as fit 128 MB a method, at least one; scoring takes some 40 bytes a bin beside them
+    (6 GB for a whole human genome at 25 bp; cut both cubes to a chromosome for less).
 
     Parameters
     ----------
@@ -77,40 +78,39 @@ def evaluate(
     truth
         A cube that holds the true tracks; by default ``ds`` itself.
     tracks
-        ``(celltype, assay)`` pairs to score. By default those that the truth has and ``ds`` has not; where there are none, all that the
-        truth has.
+        ``(celltype, assay)`` pairs to score. By default those that the truth has and ``ds`` has not; where there are
+        none, all that the truth has.
     methods
-        Names of layers of ``ds`` and of baselines (average, celltype_average, additive, ridge, cp), or a mapping from names of your
-        own to these, to a DataArray, or to a folder of bigWigs imputed elsewhere. By default ``imputed``, where ``ds`` has it, and
-        ``average``.
+        Names of layers of ``ds`` and of baselines (average, celltype_average, additive, ridge, cp), or a mapping from
+        names of your own to these, to a DataArray, or to a folder of bigWigs imputed elsewhere. By default ``imputed``,
+        where ``ds`` has it, and ``average``.
     annotations
-        Intervals (PyRanges, frames, BED paths) by kind: ``genes``, with a strand; ``promoters``, by default the 2 kb upstream of the
-        genes; ``enhancers``; ``peaks``, with the columns celltype and assay, or as a mapping from ``(celltype, assay)`` to a track's
-        own. Measures whose annotation is not given are NaN.
+        Intervals (PyRanges, frames, BED paths) by kind: ``genes``, with a strand; ``promoters``, by default the 2 kb
+        upstream of the genes; ``enhancers``; ``peaks``, with the columns celltype and assay, or as a mapping from
+        ``(celltype, assay)`` to a track's own. Measures whose annotation is not given are NaN.
     space
         ``"arcsinh"`` or ``"signal"`` (the track's own units, -log10 p as a rule): what the scores are computed on.
     measures
         Names among ``measures.MEASURES``; by default all.
     convention
-        ``"avocado"``, ``"challenge"`` or ``"chromimpute"``: how ties, NaN and annotations are counted, see `xr_avocado.measures`.
+        ``"avocado"``, ``"challenge"`` or ``"chromimpute"``: how ties, NaN and annotations are counted, see
+        `xr_avocado.measures`.
     bootstraps
-        Score this many samples of the bins instead of all: each leaves out one part of as many random parts. Adds the column
-        ``bootstrap``, which `rank` uses; the challenge had 10.
+        Score this many samples of the bins instead of all: each leaves out one part of as many random parts. Adds the
+        column ``bootstrap``, which `rank` uses; the challenge had 10.
     seed
         Fixes these parts.
     progress
         Show a progress bar.
 
-    Returns
-    -------
-    A frame of celltype, assay, method, space, observed (the track was there for the method to see), trained (the model was fitted
-    to it), bins (that were scored), and one column a measure, NaN where it is undefined.
+    Returns ------- A frame of celltype, assay, method, space, observed (the track was there for the method to see),
+    trained (the model was fitted to it), bins (that were scored), and one column a measure, NaN where it is undefined.
 
     Raises
     ------
     CubeError
-        Where a layer is missing, a pair is not on the cubes or not in the truth, the truth or a layer lacks bins of ``ds``, or no
-        interval of an annotation is on it.
+        Where a layer is missing, a pair is not on the cubes or not in the truth, the truth or a layer lacks bins of
+        ``ds``, or no interval of an annotation is on it.
     ValueError
         Where a method, measure, space or convention is unknown.
 
@@ -240,11 +240,13 @@ def cross_validate(
     ds
         A cube.
     folds
-        ``"latin"``: as many folds as it takes to hide every track once, each hiding at most one track of every cell type and assay.
-        A number of folds, with tracks spread evenly over them. Or the folds themselves: lists of ``(celltype, assay)`` pairs. A cell
-        type's or an assay's only track is never hidden, since nothing would be left to learn it from.
+        ``"latin"``: as many folds as it takes to hide every track once, each hiding at most one track of every cell
+        type and assay. A number of folds, with tracks spread evenly over them. Or the folds themselves: lists of
+        ``(celltype, assay)`` pairs. A cell type's or an assay's only track is never hidden, since nothing would be left
+        to learn it from.
     methods
-        What to score, as `evaluate` takes it; ``imputed`` and ``average`` by default. Without ``imputed`` no model is fitted.
+        What to score, as `evaluate` takes it; ``imputed`` and ``average`` by default. Without ``imputed`` no model is
+        fitted.
     fit
         Options of `fit`, such as ``{"preset": "small", "epochs": 20}``.
     seed

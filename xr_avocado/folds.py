@@ -24,8 +24,9 @@ def folds_of(ds: xr.Dataset, folds: Any = "latin", *, seed: int = 0) -> list[lis
     ds
         A cube.
     folds
-        ``"latin"``: each fold hides at most one track of every cell type and assay, and one of each where the panel allows it. A number
-        of folds, over which the tracks of each cell type and assay are spread evenly. Or the folds themselves.
+        ``"latin"``: each fold hides at most one track of every cell type and assay, and one of each where the panel
+        allows it. A number of folds, over which the tracks of each cell type and assay are spread evenly. Or the folds
+        themselves.
     seed
         Fixes the choice.
 

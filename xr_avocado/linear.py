@@ -1,7 +1,8 @@
 """Linear baselines as weights: what each observed track adds to a prediction, learned from the tracks' second moments.
 
-A prediction is a weighted sum of the observed tracks and a constant, so that all a fit needs to know of the genome is one matrix:
-the mean product of each two tracks. It is gathered in one pass over the training bins, and holds for them exactly.
+A prediction is a weighted sum of the observed tracks and a constant, so that all a fit needs to know of the genome is
+one matrix: the mean product of each two tracks. It is gathered in one pass over the training bins, and holds for them
+exactly.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ __all__ = ["Panel", "cp_weights", "ridge_weights", "second_moments"]
 class Panel(NamedTuple):
     """Which experiments were observed, and how their tracks go together.
 
-    ``celltype`` and ``assay`` are indices, one an observed experiment; ``moments`` is the mean product of each two tracks, a
-    constant track of ones being the last.
+    ``celltype`` and ``assay`` are indices, one an observed experiment; ``moments`` is the mean product of each two
+    tracks, a constant track of ones being the last.
     """
 
     celltype: np.ndarray
@@ -48,11 +49,12 @@ def second_moments(blocks: Iterable[np.ndarray], n_tracks: int) -> np.ndarray:
 
 
 def ridge_weights(panel: Panel, celltype: int, assay: int, *, penalty: float) -> np.ndarray | None:
-    """Weights of the observed tracks that predict one experiment by ridge regression; None where no cell type has the assay.
+    """Weights of the observed tracks that predict one experiment by ridge regression; None where nobody has the assay.
 
-    Features of the target (c, a) at a bin are the average activity of a, a constant, and for every other assay b that c has, how far
-    c lies from b's average activity there. The regression is learned on the other cell types that have a, each described in the
-    same way, without c's own track of a. The coefficients are shrunk towards plain average activity.
+    Features of the target (c, a) at a bin are the average activity of a, a constant, and for every other assay b that c
+    has, how far c lies from b's average activity there. The regression is learned on the other cell types that have a,
+    each described in the same way, without c's own track of a. The coefficients are shrunk towards plain average
+    activity.
     """
     average = panel.mean_of((panel.assay == assay) & (panel.celltype != celltype))
     if average is None:
@@ -97,9 +99,10 @@ def cp_weights(
 ) -> np.ndarray:
     """Weights of the observed tracks that predict pairs (indices, pairs x 2) by CP factorization: pairs x (tracks + 1).
 
-    The tensor is a sum of ``rank`` products of a cell type's, an assay's and a bin's factor. Given the first two, the bin's factors are
-    a ridge regression of its observed values, the same for every bin, which is what makes the prediction linear. Cell type and
-    assay factors are found by alternating least squares, shrunk towards 1, and the predictions of several starts are averaged.
+    The tensor is a sum of ``rank`` products of a cell type's, an assay's and a bin's factor. Given the first two, the
+    bin's factors are a ridge regression of its observed values, the same for every bin, which is what makes the
+    prediction linear. Cell type and assay factors are found by alternating least squares, shrunk towards 1, and the
+    predictions of several starts are averaged.
     """
     weights = np.zeros((len(pairs), len(panel) + 1))
     for seed in range(seeds):

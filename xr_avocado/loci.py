@@ -1,4 +1,4 @@
-"""Where imputation is hard and what it must keep: loci whose peaks differ between cell types, and relationships between marks."""
+"""Where imputation is hard, and what it must keep: variable loci, and relationships between marks."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ def variable_loci(
     methods: Iterable[str] | Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Score by how many cell types share a peak: a peak of all cell types is easy to impute, one of a single cell type hard.
+    """Score by how many cell types share a peak: one of all cell types is easy to impute, one of a single one hard.
 
-    For each assay, a bin has as many cell types as have a peak of the assay over it; bins without any are left out. All (cell type,
-    bin) of the tracks scored are pooled by that number. A bin is called a peak where its arcsinh signal is above 1.4436, a -log10 p
-    of 2. The observed signal, called in the same way, is the reference: ``method`` is ``observed``.
+    For each assay, a bin has as many cell types as have a peak of the assay over it; bins without any are left out. All
+    (cell type, bin) of the tracks scored are pooled by that number. A bin is called a peak where its arcsinh signal is
+    above 1.4436, a -log10 p of 2. The observed signal, called in the same way, is the reference: ``method`` is
+    ``observed``.
 
     Memory: a few tracks at a time, as `evaluate`.
 
@@ -47,8 +48,8 @@ def variable_loci(
     ds, truth, tracks, methods
         As in `evaluate`. Tracks without peaks are passed over.
     peaks
-        Peaks called on observed tracks: a frame with the columns celltype and assay, or a mapping from ``(celltype, assay)`` to a
-        track's intervals.
+        Peaks called on observed tracks: a frame with the columns celltype and assay, or a mapping from ``(celltype,
+        assay)`` to a track's intervals.
     progress
         Show a progress bar.
 
@@ -109,7 +110,7 @@ def _by_celltypes(assay: str, method: str, counts: np.ndarray) -> list[tuple[Any
 
 
 class Relationship(NamedTuple):
-    """Two marks, each in genes' promoters or bodies, and the sign of the correlation that biology expects (0 for none)."""
+    """Two marks, each in genes' promoters or bodies, and the sign of the correlation to expect (0 for none)."""
 
     first: str
     first_place: str
@@ -142,9 +143,9 @@ def relationships(
 ) -> pd.DataFrame:
     """Compare how marks go together over genes in imputed tracks with how they do in observed ones.
 
-    For each cell type that has both marks, the mean arcsinh signal over each gene's promoter (2 kb upstream) or body is taken, and
-    the two marks are correlated (Pearson) over all genes that the cube holds. The Avocado paper looks at these pairs too, but its
-    formula is in a supplement that we do not have: this one is our own.
+    For each cell type that has both marks, the mean arcsinh signal over each gene's promoter (2 kb upstream) or body is
+    taken, and the two marks are correlated (Pearson) over all genes that the cube holds. The Avocado paper looks at
+    these pairs too, but its formula is in a supplement that we do not have: this one is our own.
 
     Memory: a few tracks at a time, as `evaluate`.
 

@@ -1,18 +1,18 @@
 """How well one track predicts another: the field's measures, each a plain function of two arrays.
 
-``y`` is the truth and ``p`` the prediction, one value a bin, both in the same space (say which: an MSE of arcsinh signal and one of
--log10 p are not comparable). Every score is a float, and NaN where it is undefined: no bins, nothing selected, a constant
-track, labels of one kind only. Matches and catches are fractions, not percentages.
+``y`` is the truth and ``p`` the prediction, one value a bin, both in the same space (say which: an MSE of arcsinh
+signal and one of -log10 p are not comparable). Every score is a float, and NaN where it is undefined: no bins, nothing
+selected, a constant track, labels of one kind only. Matches and catches are fractions, not percentages.
 
 Three conventions differ where the literature does:
 
-- ``"avocado"`` and ``"chromimpute"``: bins where either track is NaN are dropped; the top 1 % are exactly ``int(0.01 * N)`` bins, and of
-  equal values the earlier bin is in.
-- ``"challenge"`` (ENCODE Imputation Challenge): NaN counts as 0; the top 1 % are all bins that reach the n-th largest value, so
-  that ties enlarge the set. It defines no matches or catches; these keep ChromImpute's exact counts.
+- ``"avocado"`` and ``"chromimpute"``: bins where either track is NaN are dropped; the top 1 % are exactly
+  ``int(0.01 * N)`` bins, and of equal values the earlier bin is in.
+- ``"challenge"`` (ENCODE Imputation Challenge): NaN counts as 0; the top 1 % are all bins that reach the n-th largest
+  value, so that ties enlarge the set. It ranks by no matches or catches; these keep ChromImpute's exact counts.
 
-Sources: Schreiber et al. 2020 (doi:10.1186/s13059-020-01977-6, table 1), Schreiber et al. 2023 (doi:10.1186/s13059-023-02915-y,
-the challenge), Ernst and Kellis 2015 (doi:10.1038/nbt.3157, ChromImpute).
+Sources: Schreiber et al. 2020 (doi:10.1186/s13059-020-01977-6, table 1), Schreiber et al. 2023
+(doi:10.1186/s13059-023-02915-y, the challenge), Ernst and Kellis 2015 (doi:10.1038/nbt.3157, ChromImpute).
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from numpy.typing import ArrayLike
 from xr_avocado.pair import CONVENTIONS, Convention, Pair, Spans
 
 __all__ = [
-    "CONVENTIONS", "MEASURES", "Convention", "Pair", "Spans", "aucimp1", "aucobs1", "catch1imp", "catch1obs", "catchpeakobs", "gwcorr",
-    "gwspear", "match1", "mse", "mse1imp", "mse1obs", "mseenh", "msegene", "mseprom", "msevar", "score",
+    "CONVENTIONS", "MEASURES", "Convention", "Pair", "Spans", "aucimp1", "aucobs1", "catch1imp", "catch1obs",
+    "catchpeakobs", "gwcorr", "gwspear", "match1", "mse", "mse1imp", "mse1obs", "mseenh", "msegene", "mseprom", "msevar",
+    "score",
 ]  # fmt: skip
 
 MEASURES: dict[str, str | None] = {
-    "mse": None, "gwcorr": None, "gwspear": None, "mse1obs": None, "mse1imp": None, "match1": None, "catch1obs": None, "catch1imp": None,
-    "aucobs1": None, "aucimp1": None, "mseprom": "promoters", "msegene": "genes", "mseenh": "enhancers", "msevar": "variance",
-    "catchpeakobs": "peaks",
+    "mse": None, "gwcorr": None, "gwspear": None, "mse1obs": None, "mse1imp": None, "match1": None, "catch1obs": None,
+    "catch1imp": None, "aucobs1": None, "aucimp1": None, "mseprom": "promoters", "msegene": "genes",
+    "mseenh": "enhancers", "msevar": "variance", "catchpeakobs": "peaks",
 }  # fmt: skip
 """Each measure's name, and the annotation it needs beside the two tracks."""
 
@@ -56,8 +57,9 @@ def score(
     measures
         Names among ``MEASURES``; all of them by default.
     annotations
-        What the annotated measures need: ``promoters``, ``genes`` and ``enhancers`` as a mask of the bins or as `Spans`, ``peaks`` as
-        a mask, ``variance`` as one value a bin. A measure whose annotation is not given scores NaN.
+        What the annotated measures need: ``promoters``, ``genes`` and ``enhancers`` as a mask of the bins or as
+        `Spans`, ``peaks`` as a mask, ``variance`` as one value a bin. A measure whose annotation is not given scores
+        NaN.
     convention
         How NaN and ties are treated; see the module's text.
     keep

@@ -68,8 +68,8 @@ def layers_of(ds: xr.Dataset, sources: Mapping[str, Any], tracks: Iterable[Exper
     ds
         A cube.
     sources
-        By name: the name of a layer or a baseline, a DataArray, or a folder of bigWigs. A DataArray whose attrs name no ``transform``
-        is taken to be in the cube's.
+        By name: the name of a layer or a baseline, a DataArray, or a folder of bigWigs. A DataArray whose attrs name no
+        ``transform`` is taken to be in the cube's.
     tracks
         The pairs that will be read.
 
@@ -96,7 +96,8 @@ def _layer(ds: xr.Dataset, source: Any, pairs: list[Experiment]) -> xr.DataArray
     if Path(source).is_dir():
         return read_folder(source, ds, tracks=pairs)
     raise ValueError(
-        f"{str(source)!r} is neither a layer of this cube, nor a baseline ({', '.join(BASELINES)}), nor a folder of bigWigs"
+        f"{str(source)!r} is neither a layer of this cube, nor a baseline ({', '.join(BASELINES)}), nor a folder of "
+        "bigWigs"
     )
 
 
@@ -125,8 +126,9 @@ def aligned(layer: xr.DataArray, ds: xr.Dataset) -> xr.DataArray:
 def read_folder(folder: str | Path, ds: xr.Dataset, *, tracks: Iterable[Experiment]) -> xr.DataArray:
     """Read tracks imputed elsewhere from a folder of bigWigs, lazily, on the cube's bins.
 
-    The folder has a ``samples.tsv`` (celltype, assay, path relative to it), as ``to_bigwig`` writes it, or files whose names begin
-    with the labels: ``E003.H3K4me1.anything.bw``, ``E003_H3K4me1.bigWig``. Values are taken to be in the signal's own units.
+    The folder has a ``samples.tsv`` (celltype, assay, path relative to it), as ``to_bigwig`` writes it, or files whose
+    names begin with the labels: ``E003.H3K4me1.anything.bw``, ``E003_H3K4me1.bigWig``. Values are taken to be in the
+    signal's own units.
 
     Raises
     ------
@@ -193,8 +195,8 @@ def _the_one(found: list[Path], folder: Path, pair: Experiment) -> Path:
     if len(found) != 1:
         what = f"{len(found)} files for" if found else "no bigWig of"
         raise CubeError(
-            f"{folder} has {what} {pair}: name it {pair.celltype}.{pair.assay}.bw, or list the files in a samples.tsv with the columns "
-            "celltype, assay, path"
+            f"{folder} has {what} {pair}: name it {pair.celltype}.{pair.assay}.bw, or list the files in a "
+            "samples.tsv with the columns celltype, assay, path"
         )
     return found[0]
 

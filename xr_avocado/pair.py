@@ -17,8 +17,8 @@ CONVENTIONS: tuple[str, ...] = get_args(Convention)
 class Spans(NamedTuple):
     """Runs of rows, which may overlap (a bin in two genes counts twice), as the challenge counts its annotations.
 
-    ``size`` is the number of bins each run adds to the denominator where it has more than rows, since the challenge also counts
-    those that lie past the end of the chromosome; None for the number of rows.
+    ``size`` is the number of bins each run adds to the denominator where it has more than rows, since the challenge
+    also counts those that lie past the end of the chromosome; None for the number of rows.
     """
 
     first: np.ndarray
@@ -73,7 +73,7 @@ class Pair:
             raise ValueError(f"annotations must have one value a bin, {self.valid.size}; got shape {values.shape}")
         return values if self._whole else values[self.valid]
 
-    # --- what measures share ---------------------------------------------------------------------------------------------
+    # --- what measures share -----------------------------------------------------------------------------------------
 
     @cached_property
     def error(self) -> np.ndarray:
@@ -115,7 +115,7 @@ class Pair:
             size += np.sum(where.size - (where.last - where.first))
         return _ratio(float(total), float(size))
 
-    # --- the measures ------------------------------------------------------------------------------------------------------
+    # --- the measures ------------------------------------------------------------------------------------------------
 
     def mse(self) -> float:
         """Mean squared error over all bins."""

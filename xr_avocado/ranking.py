@@ -19,23 +19,22 @@ CHALLENGE = ("mse", "gwcorr", "gwspear", "mseprom", "msegene", "mseenh", "msevar
 def rank(table: pd.DataFrame, *, measures: Sequence[str] | None = None) -> pd.DataFrame:
     """Rank methods over all tracks of a table of scores, as the ENCODE Imputation Challenge did.
 
-    For each track and bootstrap, the methods that have it are ranked by each measure; a method's score is the sum over measures of
-    log(rank / (T + 1)), T methods in all, and the methods are ranked by it. A track contributes min(0.5, rank / (T + 1)) to a
-    method's total, and 0.5 where the method lacks it. Methods are ranked by their total in each bootstrap, and the final rank is
-    the second best over the bootstraps, or the only one. Equal values share their average rank.
+    For each track and bootstrap, the methods that have it are ranked by each measure; a method's score is the sum over
+    measures of log(rank / (T + 1)), T methods in all, and the methods are ranked by it. A track contributes min(0.5,
+    rank / (T + 1)) to a method's total, and 0.5 where the method lacks it. Methods are ranked by their total in each
+    bootstrap, and the final rank is the second best over the bootstraps, or the only one. Equal values share their
+    average rank.
 
     Parameters
     ----------
     table
         What `evaluate` returned, for several methods and as a rule with ``bootstraps=10``.
     measures
-        Measures to use; by default those of the challenge's nine that the table has and that are defined anywhere in it. One that is
-        NaN for a method ranks last.
+        Measures to use; by default those of the challenge's nine that the table has and that are defined anywhere in
+        it. One that is NaN for a method ranks last.
 
-    Returns
-    -------
-    A frame with one row a method, best first: ``rank``; ``score``, the mean contribution over tracks and bootstraps, lower being
-    better; its lowest and highest value over the bootstraps.
+    Returns ------- A frame with one row a method, best first: ``rank``; ``score``, the mean contribution over tracks
+    and bootstraps, lower being better; its lowest and highest value over the bootstraps.
 
     Raises
     ------
