@@ -27,8 +27,8 @@ from xr_avocado.pair import CONVENTIONS, Convention, Pair, Spans
 
 __all__ = [
     "CONVENTIONS", "MEASURES", "Convention", "Pair", "Spans", "aucimp1", "aucobs1", "catch1imp", "catch1obs",
-    "catchpeakobs", "gwcorr", "gwspear", "match1", "mse", "mse1imp", "mse1obs", "mseenh", "msegene", "mseprom", "msevar",
-    "score",
+    "catchpeakobs", "gwcorr", "gwspear", "match1", "mse", "mse1imp", "mse1obs", "mseenh", "msegene", "mseprom",
+    "msevar", "score",
 ]  # fmt: skip
 
 MEASURES: dict[str, str | None] = {
