@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4], choices=[1, 2, 3, 4])
     parser.add_argument("--baselines", nargs="*", default=["average"])
     parser.add_argument("--preset")
-    parser.add_argument("--config", type=json.loads, default={}, help='settings as JSON, e.g. \'{"epochs": 5}\'')
+    parser.add_argument("--config", type=json.loads, default={}, help="settings as JSON, e.g. '{\"epochs\": 5}'")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     global options_baselines

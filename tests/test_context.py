@@ -143,6 +143,7 @@ def test_no_track_is_read_for_its_own_imputation(fitted: xr.Dataset) -> None:
 
 def test_results_do_not_depend_on_how_positions_are_cut(fitted: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     import xr_avocado.impute
+    import xr_avocado.predictors
     from xr_avocado.model import prediction
 
     whole = fitted.avocado.impute().imputed.values
@@ -152,7 +153,7 @@ def test_results_do_not_depend_on_how_positions_are_cut(fitted: xr.Dataset, monk
     on_grid = fitted.avocado.sel("chr1:75,000-95,000").avocado.impute().imputed
     np.testing.assert_allclose(on_grid, whole[..., 3_000:3_800], atol=1e-5)
     monkeypatch.setattr(xr_avocado.impute, "POSITIONS", 777)
-    monkeypatch.setattr(xr_avocado.impute, "CONTEXT_VALUES", 4_000)
+    monkeypatch.setattr(xr_avocado.predictors, "CONTEXT_VALUES", 4_000)
     monkeypatch.setattr(prediction, "ACTIVATIONS", 100_000)
     np.testing.assert_allclose(fitted.chunk(position=1_000).avocado.impute().imputed, whole, atol=1e-5)
 

@@ -91,8 +91,8 @@ class GenomeBins:
         """Cut regions into whole bins: each is widened to the bin grid, and ends at most where its chromosome does."""
         exact = cls(regions, binsize)
         frame = exact.segments
-        for row in frame.itertuples():
-            _check_in_genome(row.chrom, row.end, sizes)
+        for chrom, last in zip(exact.segment_chrom, exact._end, strict=True):
+            _check_in_genome(str(chrom), int(last), sizes)
         length = frame["chrom"].map(sizes).to_numpy(np.int64) if len(frame) else np.empty(0, np.int64)
         start = exact._start // binsize * binsize
         end = np.minimum(-(-exact._end // binsize) * binsize, length)
@@ -291,7 +291,7 @@ class GenomeBins:
         """Find the segment of this axis that holds each segment of a finer one, or raise GenomeError; no cost a bin."""
         if self.binsize % finer.binsize:
             raise GenomeError(f"bins of {finer.binsize} bp do not nest in bins of {self.binsize} bp")
-        code = pd.Index(self.chroms).get_indexer(list(finer.chroms))[finer._code]
+        code = pd.Index(self.chroms).get_indexer(pd.Index(finer.chroms))[finer._code]
         reach = max(int(self._end.max(initial=0)), int(finer._end.max(initial=0))) + 1
         i = (
             np.searchsorted(
@@ -373,7 +373,7 @@ def _check_binsize(binsize: int) -> None:
         raise GenomeError(f"bin size must be a whole number of bp, at least 1; got {binsize!r}")
 
 
-def _check_segments(code: np.ndarray, names: Sequence[str], start: np.ndarray, end: np.ndarray) -> None:
+def _check_segments(code: np.ndarray, names: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
     def tell(i: int, what: str) -> None:
         raise GenomeError(f"segment {i + 1}, {names[code[i]]}:{start[i]:,}-{end[i]:,}, {what}")
 

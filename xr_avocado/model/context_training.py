@@ -105,7 +105,8 @@ def train_context(
     sampler = ContextSampler(panel, config, labels, generator)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.context_learning_rate, weight_decay=config.context_decay)
     samples = config.epochs * min(config.context_samples, len(sampler.bins) * len(sampler.cell))
-    seen, history, running = 0, [], []
+    seen, running = 0, []
+    history: list[tuple[float, float]] = []
     with tqdm(total=samples, desc="fit context", unit="sample", unit_scale=True, disable=not progress) as bar:
         try:
             while seen < samples:

@@ -196,7 +196,8 @@ def train(
 
 
 def _train(trainer: Trainer, *, progress: bool) -> Trained:
-    config, best, history = trainer.config, _Best(), []
+    config, best = trainer.config, _Best()
+    history: list[tuple[float, ...]] = []
     bins, n_tracks = trainer.panel.values.shape[2], len(trainer.panel.values)
     size = max(1, config.batch // (bins * min(config.tracks_per_position, n_tracks)))
     with tqdm(
