@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 os.environ["MPLBACKEND"] = "Agg"
+# Small models gain nothing from threads, and two that wait for each other on a busy machine cost ten times as much.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 SHARED = Path(__file__).parents[2] / "shared"
 
 # No deadline: nothing asserts a time. In CI the same examples every run, so that a red run can be repeated.
