@@ -40,6 +40,8 @@ NAMES = {SIGNAL: "observed", AVERAGE: "average activity"}
 INK, FAINT = "#333333", "#E6E6E6"
 COLUMNS = 2_000
 """Steps drawn across a figure, at most: more than its pixels would take time and show nothing."""
+TICKS = 8
+"""Labels on the axis of positions, at most."""
 TRACKS = 12
 """Tracks drawn unless they were asked for by name."""
 
@@ -105,15 +107,13 @@ def tracks(
         raise GenomeError(f"a figure shows one chromosome; {region!r} lies on {', '.join(bins.chroms)}")
     steps = _Steps.of(bins)
     rows = _rows(here, wanted, names, steps, transformed)
-    own = axes is None
-    if axes is None:
-        axes = _new_rows([row.first for row in rows])
-    elif len(axes) != len(rows):
+    if axes is not None and len(axes) != len(rows):
         raise CubeError(f"there are {len(rows)} rows to draw, but {len(axes)} axes were given")
-    for ax, row in zip(axes, rows, strict=True):
+    drawn = _new_rows([row.first for row in rows]) if axes is None else list(axes)
+    for ax, row in zip(drawn, rows, strict=True):
         _draw_row(ax, row, steps)
-    _label_rows(axes, bins, ds.attrs.get("transform", "none") if transformed else "none", own=own)
-    return np.asarray(axes)
+    _label_rows(drawn, bins, ds.attrs.get("transform", "none") if transformed else "none", own=axes is None)
+    return np.asarray(drawn)
 
 
 def panel(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
@@ -289,7 +289,7 @@ def _label_rows(axes: Sequence[Axes], bins: GenomeBins, transform: str, *, own: 
     last = axes[-1]
     unit, size = _unit(int(bins.end[-1] - bins.start[0]), int(bins.end[-1]))
     decimals = _decimals(int(bins.end[-1] - bins.start[0]), size)
-    last.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
+    last.xaxis.set_major_locator(MaxNLocator(nbins=TICKS, steps=[1, 2, 5, 10]))
     last.xaxis.set_major_formatter(FuncFormatter(lambda bp, _: f"{bp / size:,.{decimals}f}"))
     last.tick_params(axis="x", bottom=True, labelbottom=True, labelsize="small", labelcolor=INK)
     last.set_xlabel(f"{bins.chroms[0]} ({unit})", color=INK)
@@ -306,7 +306,7 @@ def _unit(span: int, end: int) -> tuple[str, int]:
 
 
 def _decimals(span: int, size: int) -> int:
-    step = span / 6 / size
+    step = span / TICKS / size
     return 0 if size == 1 else max(0, int(np.ceil(-np.log10(step))))
 
 
@@ -340,14 +340,15 @@ def _colors(names: Sequence[str]) -> dict[str, str]:
     return {name: COLORS[name] if name in COLORS else OTHER_COLORS[others.index(name) % 4] for name in names}
 
 
-def _new_rows(first: list[bool]) -> np.ndarray:
+def _new_rows(first: list[bool]) -> list[Axes]:
     import matplotlib.pyplot as plt
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     # A pair's first row is preceded by room for its title.
     height = 0.62 * len(first) + 0.25 * sum(first) + 0.5
-    figure, axes = plt.subplots(len(first), 1, figsize=(10, height), squeeze=False, layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.03, hspace=0.0)
-    return axes[:, 0]
+    layout = ConstrainedLayoutEngine(h_pad=0.03, hspace=0.0)
+    _, axes = plt.subplots(len(first), 1, figsize=(10, height), squeeze=False, layout=layout)
+    return list(axes[:, 0])
 
 
 def _new_axes(size: tuple[float, float]) -> Axes:

@@ -1,0 +1,332 @@
+"""The command line: each command is a thin call of the verb of its name."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xr_avocado.cube import (
+    ASSAY,
+    CELLTYPE,
+    FITTED,
+    IMPUTED,
+    IMPUTED_TRACKS,
+    OBSERVED,
+    POSITION,
+    SIGNAL,
+    CubeError,
+    check_cube,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+__all__ = ["main"]
+
+Run = Callable[[argparse.Namespace], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, or 2 where something given was wrong, which one line on stderr tells."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="xr-avocado: %(message)s")
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        if arguments.verbose:
+            raise
+        print(f"xr-avocado: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("xr-avocado: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def demo(a: argparse.Namespace) -> None:
+    """Simulate a panel, hold tracks out, fit, impute and score them: about a minute."""
+    from xr_avocado.demo import run_demo
+
+    done = run_demo(a.out, progress=a.progress)
+    print("Six tracks that the model did not see, scored in arcsinh space (mse: lower is better; gwcorr: higher):\n")
+    print(done.scores.to_string(float_format="{:.3f}".format))
+    print(f"\nfitted cube    {done.store}\nimputed tracks {done.bigwigs}\nfigure         {done.figure}")
+
+
+def build(a: argparse.Namespace) -> None:
+    """Build a cube from a sheet of bigWig files (columns celltype, assay, path)."""
+    from xr_avocado.io.build import build_cube
+
+    cube = build_cube(
+        a.sheet,
+        a.store,
+        genome=a.genome,
+        regions=a.regions,
+        binsize=a.binsize,
+        transform=a.transform,
+        uncovered=a.uncovered,
+        replicates=a.replicates,
+        n_jobs=a.n_jobs,
+        progress=a.progress,
+    )
+    print(_summary(cube, a.store))
+
+
+def fit(a: argparse.Namespace) -> None:
+    """Train a model on a cube, and write the cube with the model inside."""
+    from xr_avocado import fit as verb
+    from xr_avocado.cube import hold_out
+    from xr_avocado.io.zarr import check_replaceable, open_cube, to_zarr
+
+    cube = open_cube(a.cube)
+    out = Path(a.out) if a.out else _beside(a.cube)
+    if out.exists() and not a.overwrite:
+        raise CubeError(f"{out} is there already; give --overwrite to replace it, or another name with --out")
+    check_replaceable(out)
+    if a.hold_out:
+        cube = hold_out(cube, [_track(text) for text in a.hold_out])
+    fitted = verb.fit(cube, a.preset, epochs=a.epochs, seed=a.seed, device=a.device, progress=a.progress)
+    to_zarr(fitted, out, overwrite=a.overwrite, progress=a.progress)
+    print(_summary(fitted, out))
+
+
+def impute(a: argparse.Namespace) -> None:
+    """Write imputed tracks of a fitted cube as bigWig files, or as one zarr store."""
+    from xr_avocado import impute as verb
+    from xr_avocado.index import select
+    from xr_avocado.io.export import to_bigwig
+    from xr_avocado.io.zarr import open_cube, to_zarr
+
+    cube = open_cube(a.fitted)
+    if a.region:
+        cube = select(cube, a.region)
+    chosen = {"tracks": [_track(text) for text in a.track]} if a.track else {"celltype": a.celltype, "assay": a.assay}
+    full = verb.impute(cube, **chosen, only_missing=a.only_missing, device=a.device)
+    if a.format == "zarr":
+        to_zarr(full[[IMPUTED, IMPUTED_TRACKS, OBSERVED]], a.out, progress=a.progress)
+        print(a.out)
+    else:
+        files = to_bigwig(full, a.out, progress=a.progress)
+        print(f"{len(files)} bigWig file{'s' if len(files) != 1 else ''} and their sheet in {a.out}")
+
+
+def embed(a: argparse.Namespace) -> None:
+    """Write the learned factors: .tsv or .bed of positions, .tsv or .h5ad of cell types or assays."""
+    from xr_avocado.io.zarr import open_cube
+
+    kind = Path(a.out).suffix
+    axis = a.axis or (CELLTYPE if kind == ".h5ad" else POSITION)
+    if kind not in (".tsv", ".bed" if axis == POSITION else ".h5ad"):
+        raise CubeError(f"{a.out!r}: write positions to .tsv or .bed, and cell types or assays to .tsv or .h5ad")
+    _write_factors(open_cube(a.fitted), axis, Path(a.out), a)
+    print(a.out)
+
+
+def _write_factors(cube: xr.Dataset, axis: str, out: Path, a: argparse.Namespace) -> None:
+    from xr_avocado import embed as verb
+    from xr_avocado.io.atomic import replacing
+
+    table: Any
+    if axis == POSITION:
+        table = verb.embed(cube, regions=a.regions, scales=a.scale, as_="frame")
+    else:
+        table = verb.embed(cube, axis)
+    with replacing(out) as temporary:
+        if out.suffix == ".h5ad":
+            table.write_h5ad(temporary)
+            return
+        if axis != POSITION:
+            import pandas as pd
+
+            table = pd.DataFrame(table.obsm["X_avocado"], index=table.obs_names).add_prefix("factor_")
+            table = table.rename_axis(axis).reset_index()
+        # BED readers take a line that starts with # as a comment, and the fields after the third as they are.
+        header = ["#chrom", *table.columns[1:]] if out.suffix == ".bed" else list(table.columns)
+        table.to_csv(temporary, sep="\t", index=False, header=header)
+
+
+def evaluate(a: argparse.Namespace) -> None:
+    """Score imputed tracks against a cube that has them, beside average activity."""
+    from xr_avocado import evaluate as verb
+    from xr_avocado import impute as imputation
+    from xr_avocado.io.zarr import open_cube
+
+    cube = open_cube(a.fitted)
+    truth = open_cube(a.truth) if a.truth else None
+    tracks = [_track(text) for text in a.track] if a.track else None
+    full = cube if IMPUTED in cube else imputation.impute(cube, tracks=tracks, device=a.device)
+    table = verb.evaluate(full, truth, tracks=tracks, space=a.space, measures=a.measure or None, progress=a.progress)
+    _show(table, a.out)
+
+
+def info(a: argparse.Namespace) -> None:
+    """Say what a store holds."""
+    from xr_avocado.io.zarr import open_cube
+
+    print(_summary(open_cube(a.cube), a.cube))
+
+
+def _show(table: pd.DataFrame, out: str | None) -> None:
+    from xr_avocado.io.atomic import replacing
+
+    if out is None:
+        print(table.to_string(index=False, float_format="{:.4f}".format))
+        return
+    with replacing(out) as temporary:
+        table.to_csv(temporary, sep="\t", index=False)
+    print(out)
+
+
+def _summary(ds: xr.Dataset, store: str | Path) -> str:
+    from xr_avocado.index import bins_of
+
+    bins, observed = bins_of(ds), check_cube(ds)[OBSERVED]
+    rows = {
+        "store": store,
+        "genome": f"{ds.attrs.get('genome', 'unknown')}, {len(bins):,} bins of {bins.binsize} bp in "
+        f"{len(bins.segments):,} segments of {len(bins.chroms)} chromosomes",
+        "cell types": f"{ds.sizes[CELLTYPE]}: {_some(ds[CELLTYPE].values)}",
+        "assays": f"{ds.sizes[ASSAY]}: {_some(ds[ASSAY].values)}",
+        "experiments": f"{int(observed.sum())} of {observed.size} were run",
+        "signal": f"{ds.attrs.get('transform', 'none')}, {ds[SIGNAL].dtype}" if SIGNAL in ds else "none",
+        "model": _model(ds.attrs.get(FITTED)),
+    }
+    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+
+
+def _model(fitted: Any) -> str:
+    if not fitted:
+        return "none; train one with: xr-avocado fit"
+    return (
+        f"trained on {len(fitted['trained_on'])} experiments, {len(fitted['validation'])} set aside, "
+        f"epoch {fitted['best_epoch']} kept, seed {fitted['seed']}, version {fitted['version']}"
+    )
+
+
+def _some(labels: Any, most: int = 8) -> str:
+    return ", ".join(map(str, labels[:most])) + (", …" if len(labels) > most else "")
+
+
+def _track(text: str) -> tuple[str, str]:
+    celltype, colon, assay = text.rpartition(":")
+    if not (celltype and colon and assay):
+        raise CubeError(f"{text!r} is not a track; write CELLTYPE:ASSAY, as in E003:H3K4me1")
+    return celltype, assay
+
+
+def _beside(store: str) -> Path:
+    path = Path(store)
+    return path.with_name(f"{path.name.removesuffix('.zarr')}.fitted.zarr")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from xr_avocado import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="xr-avocado", description="Impute the epigenomic experiments that nobody ran."
+    )
+    parser.add_argument("--version", action="version", version=f"xr-avocado {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (run, add) in _COMMANDS.items():
+        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        add(command.add_argument)
+        command.add_argument("--quiet", dest="progress", action="store_false", help="show no progress bar")
+        command.add_argument("--verbose", action="store_true", help="log what is done; show an error's traceback")
+        command.set_defaults(run=run)
+    return parser
+
+
+def _demo_options(add: Callable[..., Any]) -> None:
+    add("--out", default="demo", metavar="DIR", help="folder to write (default: demo)")
+
+
+def _build_options(add: Callable[..., Any]) -> None:
+    add("sheet", metavar="SHEET", help="TSV or CSV with the columns celltype, assay, path")
+    add("store", metavar="STORE", help="folder to write, such as pilot.zarr")
+    add("--genome", required=True, help="assembly (hg38, mm10, …) or chrom.sizes file")
+    add("--regions", metavar="BED", help="BED file of the regions to take (default: whole chromosomes)")
+    add("--binsize", type=int, default=25, metavar="BP", help="width of a bin (default: 25)")
+    add(
+        "--transform",
+        default="arcsinh",
+        choices=["arcsinh", "log1p", "none"],
+        help="of each bin's mean (default: arcsinh)",
+    )
+    add(
+        "--uncovered",
+        default="zero",
+        choices=["zero", "ignore"],
+        help="what bases without a record are (default: zero)",
+    )
+    add("--replicates", choices=["mean"], help="average the files of an experiment that has several")
+    add("--n-jobs", type=int, metavar="N", help="processes at a time (default: one a core)")
+
+
+def _fit_options(add: Callable[..., Any]) -> None:
+    add("cube", metavar="CUBE", help="store that build wrote")
+    add("--out", metavar="STORE", help="folder to write (default: CUBE's name with .fitted.zarr)")
+    add("--overwrite", action="store_true", help="replace it if it is there")
+    add("--preset", choices=["paper", "small"], help="sizes of the model (default: by the number of experiments)")
+    add("--epochs", type=int, metavar="N", help="passes over the positions, at most")
+    add("--hold-out", action="append", default=[], metavar="CELLTYPE:ASSAY", help="hide this track; may be repeated")
+    add("--seed", type=int, default=0, metavar="N", help="fixes the run (default: 0)")
+    _device_option(add)
+
+
+def _impute_options(add: Callable[..., Any]) -> None:
+    add("fitted", metavar="FITTED", help="store that fit wrote")
+    add("out", metavar="OUT", help="folder to write")
+    add("--region", metavar="REGION", help="as chr1:1Mb-2Mb, or a BED file (default: everything)")
+    add("--celltype", action="append", metavar="LABEL", help="only this cell type; may be repeated")
+    add("--assay", action="append", metavar="LABEL", help="only this assay; may be repeated")
+    add("--track", action="append", default=[], metavar="CELLTYPE:ASSAY", help="just this track; may be repeated")
+    add("--only-missing", action="store_true", help="leave out experiments that were run")
+    add("--format", default="bigwig", choices=["bigwig", "zarr"], help="what to write (default: bigwig)")
+    _device_option(add)
+
+
+def _embed_options(add: Callable[..., Any]) -> None:
+    add("fitted", metavar="FITTED", help="store that fit wrote")
+    add("out", metavar="OUT", help="file to write: .tsv, .bed (positions) or .h5ad (cell types, assays)")
+    add("--axis", choices=[POSITION, CELLTYPE, ASSAY], help="default: celltype for .h5ad, else position")
+    add("--regions", metavar="REGION", help="positions of these only: as chr1:1Mb-2Mb, or a BED file")
+    add("--scale", type=int, action="append", metavar="BP", help="factors of this bin width only; may be repeated")
+
+
+def _evaluate_options(add: Callable[..., Any]) -> None:
+    add("fitted", metavar="FITTED", help="store that fit wrote")
+    add("--truth", metavar="CUBE", help="store with the tracks that were held out (default: FITTED itself)")
+    add("--track", action="append", default=[], metavar="CELLTYPE:ASSAY", help="score this track; may be repeated")
+    add(
+        "--space",
+        default="arcsinh",
+        choices=["arcsinh", "signal"],
+        help="what scores are computed on (default: arcsinh)",
+    )
+    add("--measure", action="append", metavar="NAME", help="such as mse, gwcorr; may be repeated (default: all)")
+    add("--out", metavar="TSV", help="write the table there instead of showing it")
+    _device_option(add)
+
+
+def _info_options(add: Callable[..., Any]) -> None:
+    add("cube", metavar="CUBE", help="any store that build or fit wrote")
+
+
+def _device_option(add: Callable[..., Any]) -> None:
+    add("--device", help="cpu, cuda or mps (default: the fastest at hand)")
+
+
+_COMMANDS: dict[str, tuple[Run, Callable[[Callable[..., Any]], None]]] = {
+    "demo": (demo, _demo_options),
+    "build": (build, _build_options),
+    "fit": (fit, _fit_options),
+    "impute": (impute, _impute_options),
+    "embed": (embed, _embed_options),
+    "evaluate": (evaluate, _evaluate_options),
+    "info": (info, _info_options),
+}
