@@ -81,7 +81,7 @@ class Config:
     weight_decay: float = 0.0
     genome_decay: float = 0.0
     factor_scale: float = 0.05
-    patience: int = 5
+    patience: int = 3
     context: bool = True
     context_scales: tuple[int, ...] = (1, 10, 200)
     context_units: int = 48
@@ -91,7 +91,7 @@ class Config:
     context_assay_factors: int = 16
     context_samples: int = 300_000
     context_batch: int = 2_048
-    context_targets: int = 4
+    context_targets: int = 6
     context_mask: float = 0.3
     context_focus: float = 0.7
     context_learning_rate: float = 2e-3
