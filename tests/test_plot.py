@@ -92,7 +92,7 @@ def test_tracks_that_were_not_observed_have_no_observed_row(cube):
     [
         ("chr1:1,000-3,000", "chr1 (bp)", {"1,000", "2,000"}),
         ("chr1:100kb-200kb", "chr1 (kb)", {"100", "200"}),
-        ("chr1:1.00Mb-1.15Mb", "chr1 (Mb)", {"1.00", "1.05"}),
+        ("chr1:1.00Mb-1.15Mb", "chr1 (Mb)", {"1.00", "1.10"}),
         ("chr1", "chr1 (Mb)", {"0.0", "0.2", "1.0"}),
     ],
 )

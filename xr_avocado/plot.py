@@ -292,7 +292,7 @@ def _label_rows(axes: Sequence[Axes], bins: GenomeBins, transform: str, *, own: 
     last.xaxis.set_major_locator(MaxNLocator(nbins=TICKS, steps=[1, 2, 5, 10]))
     last.xaxis.set_major_formatter(FuncFormatter(lambda bp, _: f"{bp / size:,.{decimals}f}"))
     last.tick_params(axis="x", bottom=True, labelbottom=True, labelsize="small", labelcolor=INK)
-    last.set_xlabel(f"{bins.chroms[0]} ({unit})", color=INK)
+    last.set_xlabel(f"{bins.chroms[0]} ({unit})", fontsize="small", color=INK)
     # One label for all rows, along the left edge of the figure.
     text = "signal" if transform == "none" else f"{transform} signal"
     axes[0].figure.supylabel(text, fontsize="small", color=INK) if own else axes[0].set_ylabel(text, fontsize="small")
