@@ -54,7 +54,7 @@ def demo(a: argparse.Namespace) -> None:
 
     done = run_demo(a.out, progress=a.progress)
     print("Six tracks that the model did not see, scored in arcsinh space (mse: lower is better; gwcorr: higher):\n")
-    print(done.scores.to_string(float_format="{:.3f}".format))
+    print("\n".join(line.rstrip() for line in done.scores.to_string(float_format="{:.3f}".format).splitlines()))
     print(f"\nfitted cube    {done.store}\nimputed tracks {done.bigwigs}\nfigure         {done.figure}")
 
 
