@@ -55,6 +55,9 @@ class Config:
         Targets (bin x track) it sees per epoch, at most as many as there are, and in a step.
     context_targets, context_mask
         Tracks hidden at a bin as targets, at most, and the largest share of the others hidden along with them.
+    context_dropout, context_forget
+        Dropout rate of its hidden layers, and the chance that a step does not know which cell type is which: what it then learns holds
+        for any, and for a pair of cell type and assay that it has not seen.
     context_focus
         How much bins with signal are preferred in training, from 0 (not at all) to 1; errors are weighted back.
     context_learning_rate, context_decay
@@ -73,7 +76,7 @@ class Config:
     nodes: int = 2048
     average: bool = False
     dropout: float = 0.0
-    epochs: int = 30
+    epochs: int = 12
     tracks_per_position: int = 8
     batch: int = 40_000
     learning_rate: float = 1e-3
@@ -92,7 +95,9 @@ class Config:
     context_samples: int = 300_000
     context_batch: int = 2_048
     context_targets: int = 6
-    context_mask: float = 0.3
+    context_mask: float = 0.5
+    context_dropout: float = 0.1
+    context_forget: float = 0.3
     context_focus: float = 0.7
     context_learning_rate: float = 2e-3
     context_decay: float = 1e-3

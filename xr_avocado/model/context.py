@@ -70,12 +70,13 @@ class ContextNet(nn.Module):
             The targets of each bin.
         """
         signal = signal * visible[..., None]
+        names = self._names()
         bins = torch.arange(len(signal), device=signal.device)[:, None]
-        cells = functional.relu(self._read(signal)) * visible[..., None]
+        cells = functional.relu(self._read(signal, names)) * visible[..., None]
         known = functional.relu(cells.flatten(2) @ self.slot + visible @ self.slot_seen + self.slot_bias)
         of_target = known[bins, celltype]
-        e_celltype, e_assay = self.celltype[celltype], self.assay[assay]
-        weights = self._attention(torch.cat([of_target, e_celltype, e_assay], -1), known, visible, assay)
+        e_celltype, e_assay = names[celltype], self.assay[assay]
+        weights = self._attention(torch.cat([of_target, e_celltype, e_assay], -1), known, names, visible, assay)
         column = signal[bins, :, assay]
         seen = visible[bins, :, assay]
         average = column.sum(2) / seen.sum(2, keepdim=True).clamp(min=1)
@@ -94,19 +95,26 @@ class ContextNet(nn.Module):
         )
         for layer in self.hidden:
             read = functional.relu(layer(read))
-            read = functional.dropout(read, self.config.dropout, self.training) if self.config.dropout else read
+            read = functional.dropout(read, self.config.context_dropout, self.training)
         return average[..., 0] + self.out(read).squeeze(-1)
 
-    def _read(self, signal: Tensor) -> Tensor:
+    def _names(self) -> Tensor:
+        """Vectors of the cell types; in training each is forgotten now and then."""
+        if not self.training or not self.config.context_forget:
+            return self.celltype
+        kept = torch.rand(len(self.celltype), 1, device=self.celltype.device) >= self.config.context_forget
+        return self.celltype * kept
+
+    def _read(self, signal: Tensor, names: Tensor) -> Tensor:
         """Each track on its own: bins x cell types x assays x units."""
         by_track = torch.einsum("pcas,asf->pcaf", signal, self.read)
-        return by_track + self.read_bias + self.read_celltype(self.celltype)[:, None]
+        return by_track + self.read_bias + self.read_celltype(names)[:, None]
 
-    def _attention(self, target: Tensor, known: Tensor, visible: Tensor, assay: Tensor) -> Tensor:
+    def _attention(self, target: Tensor, known: Tensor, names: Tensor, visible: Tensor, assay: Tensor) -> Tensor:
         """Weights of the cell types that have the target's assay: bins x k x heads x cell types; all 0 where none has."""
         heads = self.config.context_heads
         query = self.query(target).unflatten(-1, (heads, KEY))
-        labels = self.celltype.expand(len(known), -1, -1)
+        labels = names.expand(len(known), -1, -1)
         key = self.key(torch.cat([known, labels], -1)).unflatten(-1, (heads, KEY))
         seen = visible.transpose(1, 2)[torch.arange(len(assay), device=assay.device)[:, None], assay][:, :, None]
         scores = torch.einsum("pkhd,pchd->pkhc", query, key) * KEY**-0.5

@@ -102,7 +102,14 @@ def train_context(
     progress
         Show a bar.
     """
-    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[panel.values.device] if panel.values.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        return _train(panel, config, labels, torch.Generator().manual_seed(seed), progress=progress)
+
+
+def _train(
+    panel: Panel, config: Config, labels: tuple[int, int], generator: torch.Generator, *, progress: bool
+) -> TrainedContext:
     net = ContextNet(config, *labels, generator=generator).to(panel.values.device)
     sampler = ContextSampler(panel, config, labels, generator)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.context_learning_rate, weight_decay=config.context_decay)
