@@ -83,12 +83,15 @@ def fit(
 ) -> xr.Dataset:
     """Train a model on the observed experiments, and return the cube with the model's parameters as variables.
 
-    Some experiments are set aside to choose the epoch: on a small panel the factors over-fit within a few passes, and the epoch at
-    which those hidden tracks are predicted best is the one that comes back. They are not trained on, but remain observed, so that
-    ``impute`` still averages over them.
+    By default two parts are trained. The *context term* is what ``impute`` answers with: average activity plus a correction read from
+    the bin's other observed tracks; it has nothing per position to over-fit, and learns from every observed experiment. The *factors*
+    are Avocado's, and what ``embed`` gives out. On a small panel they over-fit within a few passes, so some experiments are set aside
+    from them, and the epoch at which those are predicted best comes back. Presets have the factors alone, which then impute.
 
-    Memory: the observed tracks at 2 bytes a bin, 16 bytes a genome factor (values, Adam's moments, the best epoch's copy; the
-    default on a small panel learns some 11 factors a bin), 8 bytes an assay and bin for the average. One track at a time is read.
+    Ctrl-C ends the part in training early and keeps what was learned.
+
+    Memory: the observed tracks at 2.2 bytes a bin each, 16 bytes a bin, and 16 bytes a genome factor (values, Adam's moments, the
+    best epoch's copy; the default on a small panel learns some 10 factors a bin). One track at a time is read.
 
     Parameters
     ----------
@@ -100,7 +103,7 @@ def fit(
     config
         Settings of your own: a ``Config``, or a mapping of settings to change in the preset.
     validation
-        Experiments to set aside: ``"auto"`` (a tenth, at least one, such that their cell type and assay keep another track), a
+        Experiments to set aside from the factors: ``"auto"`` (a tenth, at least one, such that their cell type and assay keep another track), a
         fraction, ``(celltype, assay)`` pairs, or None to train all epochs on everything.
     epochs
         Passes over the positions, at most; short for ``config={"epochs": ...}``.
@@ -114,7 +117,7 @@ def fit(
     Returns
     -------
     The cube plus ``celltype_factors``, ``assay_factors``, ``genome_factors_*`` along their own position dims, ``network_*``,
-    ``history`` (epoch x metric) and ``attrs["avocado"]``.
+    ``history`` (epoch x metric), ``context_net_*`` and ``context_history`` (of the context term), and ``attrs["avocado"]``.
 
     Raises
     ------

@@ -46,10 +46,13 @@ def impute(
 ) -> xr.Dataset:
     """Add the lazy layer ``imputed``: what the model predicts for the tracks asked for.
 
-    Nothing is computed until it is asked for, and then only that: one track of one region reads the factors (and, where the model adds
-    average activity, the observed tracks of that assay) of that region. A dask chunk shares the position term over all its tracks.
+    Nothing is computed until it is asked for, and then only that: one track of one region reads that region. A model with a context
+    term reads the observed tracks there, out to the ends of the 5-kbp bins that hold it, from the cube as it is now: a track that
+    was added since ``fit`` counts. A model of factors alone reads them (and, where it adds average activity, the observed tracks of the
+    assay). A dask chunk shares over its tracks what depends on the position alone.
 
-    Memory while computing: one dask chunk a thread, at most 128 MB of output, the factors of its positions and 64 MB of activations.
+    Memory while computing, a thread: one dask chunk, at most 128 MB of output, and about as much again of what it reads and of
+    activations.
 
     Parameters
     ----------
@@ -78,8 +81,8 @@ def impute(
 
     Notes
     -----
-    For an experiment that the model was trained on, the average leaves that track out, but the factors have seen it: to judge a model,
-    hide tracks with ``hold_out`` before ``fit``.
+    No observed track is read for its own imputation, but training has seen it: to judge a model, hide tracks with ``hold_out`` before
+    ``fit``. A cube cut inside a 5-kbp bin shows the context term less than the whole one at its ends.
 
     Examples
     --------
