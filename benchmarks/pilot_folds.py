@@ -30,12 +30,14 @@ def latin_folds(cube: xr.Dataset) -> list[list[tuple[str, str]]]:
     return [[(c, marks[(lack + k) % 5]) for c, lack in lacks.items()] for k in (1, 2, 3, 4)]
 
 
-def score_fold(cube: xr.Dataset, hidden: list[tuple[str, str]], options: dict) -> tuple[pd.DataFrame, float]:
+def score_fold(
+    cube: xr.Dataset, hidden: list[tuple[str, str]], baselines: list[str], options: dict
+) -> tuple[pd.DataFrame, float]:
     start = time.perf_counter()
     fitted = cube.avocado.hold_out(hidden).avocado.fit(**options)
     seconds = time.perf_counter() - start
     full = fitted.avocado.impute(tracks=hidden)
-    methods = ["imputed", *options_baselines]
+    methods = ["imputed", *baselines]
     return full.avocado.evaluate(cube, tracks=hidden, methods=methods, measures=MEASURES, progress=False), seconds
 
 
@@ -43,13 +45,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parents[2] / "shared/data/roadmap_pilot")
     parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4], choices=[1, 2, 3, 4])
-    parser.add_argument("--baselines", nargs="*", default=["average"])
+    parser.add_argument("--baselines", nargs="*", default=["average", "additive", "ridge"])
     parser.add_argument("--preset")
     parser.add_argument("--config", type=json.loads, default={}, help="settings as JSON, e.g. '{\"epochs\": 5}'")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
-    global options_baselines
-    options_baselines = a.baselines
+    if not a.folder.is_dir():
+        print(f"skipped: the real tracks are not here ({a.folder})")
+        return
     options = {"preset": a.preset, "config": a.config, "seed": a.seed}
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -58,7 +61,7 @@ def main() -> None:
         )
         built = time.perf_counter() - start
         folds = latin_folds(cube)
-        runs = [score_fold(cube, folds[k - 1], options) for k in a.folds]
+        runs = [score_fold(cube, folds[k - 1], a.baselines, options) for k in a.folds]
     table = pd.concat([scores for scores, _ in runs])
     print(f"\nfolds {a.folds}, preset {a.preset}, {a.config}: arcsinh space, mean over {5 * len(runs)} held-out tracks")
     mean = table.groupby("method", sort=False)[MEASURES].mean()
