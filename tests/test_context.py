@@ -116,12 +116,7 @@ def test_it_imputes_better_than_average_activity(truth: xr.Dataset, hidden: list
 def test_imputing_is_the_term_on_what_the_cube_shows(fitted: xr.Dataset, hidden: list) -> None:
     sampler, layout = sampler_of(fitted)
     net = ContextNet(TINY, 5, 4)
-    arrays = {
-        n.removeprefix("context_net_"): fitted[n].values
-        for n in map(str, fitted.data_vars)
-        if n.startswith("context_net_")
-    }
-    net.load_state_dict({name: torch.from_numpy(values) for name, values in arrays.items()})
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(fitted.context_net.values), net.parameters())
     signal, visible = sampler.read(torch.from_numpy(layout.slots[0]))
     imputed = fitted.avocado.impute().imputed
     for celltype, assay in [(0, 0), (2, 1), (1, 3)]:
@@ -175,7 +170,7 @@ def test_a_store_gives_the_same_imputation(fitted: xr.Dataset, tmp_path) -> None
 
 def test_the_same_seed_gives_the_same_context_term(truth: xr.Dataset, fitted: xr.Dataset, hidden: list) -> None:
     again = truth.avocado.hold_out(hidden).avocado.fit(config=QUICK | FACTORS, epochs=2, progress=False)
-    np.testing.assert_array_equal(again["context_net_slot"], fitted["context_net_slot"])
+    np.testing.assert_array_equal(again["context_net"], fitted["context_net"])
     np.testing.assert_array_equal(again["context_history"], fitted["context_history"])
 
 
@@ -184,3 +179,30 @@ def test_an_assay_seen_once_and_a_cell_type_never_seen(truth: xr.Dataset) -> Non
     lone += [("C5", str(a)) for a in truth.assay.values if a != "DNase"]
     model = truth.avocado.hold_out(lone).avocado.fit(config=QUICK | FACTORS, epochs=1, progress=False)
     assert np.isfinite(model.avocado.impute().imputed.values).all()
+
+
+def test_labels_in_another_order_give_the_same_imputation(fitted: xr.Dataset) -> None:
+    whole = fitted.avocado.impute().imputed
+    turned = fitted.isel(celltype=[3, 0, 4, 2, 1], assay=[1, 3, 0, 2]).avocado.impute().imputed
+    np.testing.assert_allclose(turned, whole.sel(celltype=turned.celltype, assay=turned.assay), atol=1e-5)
+
+
+def test_a_cube_cut_to_some_labels_reads_what_is_left(fitted: xr.Dataset) -> None:
+    some = fitted.sel(celltype=["C4", "C2"], assay=["DNase", "H3K4me1"])
+    pair = {"celltype": "C4", "assay": "DNase"}
+    rest = [
+        p for p in fitted.avocado.experiments if p.celltype not in ("C4", "C2") or p.assay not in ("DNase", "H3K4me1")
+    ]
+    expected = fitted.avocado.hold_out(rest).avocado.impute().imputed.sel(pair)
+    np.testing.assert_allclose(some.avocado.impute().imputed.sel(pair), expected, atol=1e-5)
+
+
+def test_what_the_model_does_not_know_is_told(fitted: xr.Dataset) -> None:
+    from xr_avocado.cube import CubeError
+
+    renamed = fitted.assign_coords(celltype=["C1", "C2", "C3", "C4", "K562"])
+    with pytest.raises(CubeError, match="does not know celltype K562; it was trained on C1"):
+        renamed.avocado.impute()
+    short = fitted.isel(context_parameter=slice(100))
+    with pytest.raises(ValueError, match="configuration calls for"):
+        short.avocado.impute().imputed[0, 0, :5].values  # noqa: B018

@@ -19,6 +19,7 @@ from xr_avocado.cube import (
     CELLTYPE_FACTORS,
     CONTEXT,
     CONTEXT_HISTORY,
+    CONTEXT_PARAMETER,
     FITTED,
     HISTORY,
     NETWORK,
@@ -117,7 +118,7 @@ def fit(
     Returns
     -------
     The cube plus ``celltype_factors``, ``assay_factors``, ``genome_factors_*`` along their own position dims, ``network_*``,
-    ``history`` (epoch x metric), ``context_net_*`` and ``context_history`` (of the context term), and ``attrs["avocado"]``.
+    ``history`` (epoch x metric), ``context_net`` and ``context_history`` (of the context term), and ``attrs["avocado"]``.
 
     Raises
     ------
@@ -262,6 +263,8 @@ def with_parameters(
         "version": __version__,
         "config": config.to_attrs(),
         "seed": seed,
+        "celltypes": [str(label) for label in ds[CELLTYPE].values],
+        "assays": [str(label) for label in ds[ASSAY].values],
         "trained_on": [list(pair) for pair in trained_on],
         "validation": [list(pair) for pair in held],
         "best_epoch": trained.best_epoch + 1,
@@ -271,10 +274,10 @@ def with_parameters(
 
 def with_context(ds: xr.Dataset, context: TrainedContext) -> xr.Dataset:
     """Put a trained context term on the cube."""
-    parameters = {
-        f"{CONTEXT}{name}": ([f"{CONTEXT}{name}_{i}" for i in range(values.ndim)], _array(values))
-        for name, values in context.net.state_dict().items()
-    }
+    from torch.nn.utils import parameters_to_vector
+
+    about = {"long_name": "parameters of the context term, one after the other; attrs['avocado'] has their shapes"}
+    parameters = {CONTEXT: (CONTEXT_PARAMETER, _array(parameters_to_vector(context.net.parameters())), about)}
     samples, mse = zip(*context.history, strict=True)
     curve = {CONTEXT_HISTORY: ("context_sample", np.array(mse), {"long_name": "mean squared error in training"})}
     return ds.assign(parameters | curve).assign_coords(context_sample=np.array(samples))
@@ -282,8 +285,8 @@ def with_context(ds: xr.Dataset, context: TrainedContext) -> xr.Dataset:
 
 def without_parameters(ds: xr.Dataset) -> xr.Dataset:
     """Drop an earlier fit, so that a cube can be fitted again."""
-    names = [n for n in ds.data_vars if str(n).startswith((NETWORK, CONTEXT, "genome_factors_"))]
-    names += [n for n in (CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY, CONTEXT_HISTORY) if n in ds]
+    names = [n for n in ds.data_vars if str(n).startswith((NETWORK, "genome_factors_"))]
+    names += [n for n in (CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY, CONTEXT, CONTEXT_HISTORY) if n in ds]
     bare = ds.drop_vars(names)
     unused = [
         n

@@ -17,6 +17,7 @@ from xr_avocado.cube import (
     ASSAY_FACTORS,
     CELLTYPE_FACTORS,
     CONTEXT,
+    CONTEXT_HISTORY,
     FITTED,
     HISTORY,
     NETWORK,
@@ -246,7 +247,7 @@ def _without_model(ds: xr.Dataset) -> xr.Dataset:
     if FITTED not in ds.attrs:
         return ds
     logger.info("the model of this cube belongs to its own bins and is left behind")
-    starts = (NETWORK, CONTEXT, "genome_factors_", CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY)
+    starts = (NETWORK, CONTEXT, CONTEXT_HISTORY, "genome_factors_", CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY)
     out = ds.drop_vars([name for name in ds.data_vars if str(name).startswith(starts)])
     out = out.drop_dims([dim for dim in out.dims if str(dim).startswith(f"{POSITION}_")])
     out.attrs = {key: value for key, value in ds.attrs.items() if key != FITTED}

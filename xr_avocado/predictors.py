@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from xr_avocado.cube import (
@@ -22,6 +23,7 @@ from xr_avocado.cube import (
     NETWORK,
     OBSERVED,
     SIGNAL,
+    CubeError,
     check_cube,
     genome_factors,
     position_dim,
@@ -181,8 +183,13 @@ class ContextPredictor(Predictor):
 
     def __init__(self, ds: xr.Dataset, asked: np.ndarray, config: Config, device: str) -> None:
         super().__init__(ds, asked, config, device)
-        self.network = context_arrays(ds)
+        self.parameters = ds[CONTEXT].values
         self.signal = _signal(ds)
+        # The cube may have been cut to some labels, or put in another order, since the model was trained.
+        about = ds.attrs[FITTED]
+        self.labels = len(about["celltypes"]), len(about["assays"])
+        self.model_celltype = _model_rows(ds, CELLTYPE, about["celltypes"])
+        self.model_assay = _model_rows(ds, ASSAY, about["assays"])
 
     @property
     def net(self) -> ContextNet:
@@ -190,28 +197,29 @@ class ContextPredictor(Predictor):
         if not self._built:
             import torch
 
-            from xr_avocado.model.prediction import context_from_arrays
+            from xr_avocado.model.prediction import context_from_vector
 
             device = torch.device(self.device)
-            self._built.append(context_from_arrays(self.config, self.network, self.observed.shape, device))
+            self._built.append(context_from_vector(self.config, self.parameters, self.labels, device))
         return self._built[0]
 
     def predict(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
         """Predict pairs from the observed tracks around them, a few positions at a time: pairs x positions."""
         from xr_avocado.model.prediction import predict_context
 
-        cells = np.flatnonzero(self.observed)
-        step = max(self.config.block, CONTEXT_VALUES // len(cells))
+        cells = np.nonzero(self.observed)
+        of_model = self.model_celltype[cells[0]] * self.labels[1] + self.model_assay[cells[1]]
+        step = max(self.config.block, CONTEXT_VALUES // max(1, len(of_model)))
         out = np.empty((len(celltype), rows.stop - rows.start), np.float32)
         for first in range(rows.start, rows.stop, step):
             piece = slice(first, min(first + step, rows.stop))
             levels, at = self.levels(cells, piece)
             out[:, first - rows.start : piece.stop - rows.start] = predict_context(
-                self.net, levels, at, cells, celltype, assay
+                self.net, levels, at, of_model, self.model_celltype[celltype], self.model_assay[assay]
             )
         return out
 
-    def levels(self, cells: np.ndarray, rows: slice) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def levels(self, cells: tuple[np.ndarray, ...], rows: slice) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Observed tracks at each scale of the context term, and the bin of each scale that each position lies in.
 
         What is read reaches to the ends of the coarsest bins that hold the positions, so that the result does not depend on how the
@@ -223,7 +231,7 @@ class ContextPredictor(Predictor):
         first = int(self.bins.overlaps(chrom[0], start[0], end[0])[0])
         last = int(self.bins.overlaps(chrom[1], start[1], end[1])[1])
         around = self.bins[first:last]
-        tracks = _read_tracks(self.signal, np.unravel_index(cells, self.observed.shape), slice(first, last))
+        tracks = _read_tracks(self.signal, cells, slice(first, last))
         inside = slice(rows.start - first, rows.stop - first)
         levels, at = [], []
         for scale in self.config.context_scales:
@@ -247,9 +255,15 @@ def network_arrays(ds: xr.Dataset) -> dict[str, np.ndarray]:
     return arrays
 
 
-def context_arrays(ds: xr.Dataset) -> dict[str, np.ndarray]:
-    """The context term's parameters, by the names of its state dict."""
-    return {name.removeprefix(CONTEXT): ds[name].values for name in map(str, ds.data_vars) if name.startswith(CONTEXT)}
+def _model_rows(ds: xr.Dataset, dim: str, known: list[str]) -> np.ndarray:
+    """Row that each label of the cube has in the model."""
+    rows = pd.Index(known).get_indexer(pd.Index(ds[dim].values.astype(str)))
+    if (rows < 0).any():
+        new = ", ".join(map(str, ds[dim].values[rows < 0][:5]))
+        raise CubeError(
+            f"the model does not know {dim} {new}; it was trained on {', '.join(known[:8])}: fit again with these tracks"
+        )
+    return rows
 
 
 def _read_tracks(signal: Any, cells: tuple[np.ndarray, ...], rows: slice) -> np.ndarray:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import vector_to_parameters
 
 from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextNet
 from xr_avocado.model.network import AvocadoNet
 
-__all__ = ["context_from_arrays", "network_from_arrays", "predict_context", "predict_positions"]
-
-Net = TypeVar("Net", AvocadoNet, ContextNet)
+__all__ = ["context_from_vector", "network_from_arrays", "predict_context", "predict_positions"]
 
 ACTIVATIONS = 1 << 24
 """Activations (positions x tracks x units) held at a time: 64 MB, which a processor's cache levels and any device bear."""
@@ -25,18 +23,27 @@ def network_from_arrays(config: Config, arrays: Mapping[str, np.ndarray], device
     """Rebuild the network from its parameters by name, as the state dict has them."""
     net = AvocadoNet(config, len(arrays["celltype_factors"]), len(arrays["assay_factors"]))
     # Copies: arrays read from a store may be read-only, which torch does not know.
-    return _loaded(net, arrays, device)
-
-
-def context_from_arrays(
-    config: Config, arrays: Mapping[str, np.ndarray], labels: tuple[int, int], device: torch.device
-) -> ContextNet:
-    """Rebuild the context term from its parameters by name, as the state dict has them."""
-    return _loaded(ContextNet(config, *labels), arrays, device)
-
-
-def _loaded(net: Net, arrays: Mapping[str, np.ndarray], device: torch.device) -> Net:
     net.load_state_dict({name: torch.from_numpy(np.array(values, np.float32)) for name, values in arrays.items()})
+    return net.to(device).eval()
+
+
+def context_from_vector(
+    config: Config, parameters: np.ndarray, labels: tuple[int, int], device: torch.device
+) -> ContextNet:
+    """Rebuild the context term from its parameters, laid one after the other.
+
+    Raises
+    ------
+    ValueError
+        Where there are more or fewer than the configuration calls for.
+    """
+    net = ContextNet(config, *labels)
+    needed = sum(parameter.numel() for parameter in net.parameters())
+    if parameters.size != needed:
+        raise ValueError(
+            f"this context term has {parameters.size:,} parameters, but its configuration calls for {needed:,}"
+        )
+    vector_to_parameters(torch.from_numpy(np.array(parameters, np.float32)), net.parameters())
     return net.to(device).eval()
 
 
