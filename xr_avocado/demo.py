@@ -91,7 +91,7 @@ def compare(table: pd.DataFrame) -> pd.DataFrame:
     --------
     >>> rows = [("C1", "DNase", "imputed", 0.1, 0.9), ("C1", "DNase", "average", 0.2, 0.8)]
     >>> table = pd.DataFrame(rows, columns=["celltype", "assay", "method", "mse", "gwcorr"])
-    >>> compare(table).loc[("C1", "DNase"), "mse imputed"]
+    >>> float(compare(table).loc[("C1", "DNase"), "mse imputed"])
     0.1
     """
     measures = [name for name in ("mse", "gwcorr") if name in table]
