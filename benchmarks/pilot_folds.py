@@ -26,7 +26,7 @@ def latin_folds(cube: xr.Dataset) -> list[list[tuple[str, str]]]:
     """Each cell type lacks one mark, all different; fold k hides the mark k places further on in each."""
     marks = ["H3K4me1", "H3K4me3", "H3K9me3", "H3K27me3", "H3K36me3"]
     observed = cube.observed.sel(assay=marks)
-    lacks = {str(c): int((~observed.sel(celltype=c)).argmax()) for c in cube.celltype.values}
+    lacks = {str(c): int((~observed.sel(celltype=c)).values.argmax()) for c in cube.celltype.values}
     return [[(c, marks[(lack + k) % 5]) for c, lack in lacks.items()] for k in (1, 2, 3, 4)]
 
 
