@@ -35,12 +35,12 @@ def slow_rank(table: pd.DataFrame, names: list[str]) -> tuple[dict[str, float], 
             for name in names:
                 values = track[name].to_numpy()
                 total += np.log(rankdata(-values if name in LARGER_IS_BETTER else values) / (len(track) + 1))
-            for method, place in zip(track.method, rankdata(total), strict=True):
+            for method, place in zip(track.method, rankdata(total.round(9)), strict=True):
                 contributions[method].append(min(0.5, place / (len(track) + 1)))
             for method in everybody - set(track.method):
                 contributions[method].append(0.5)
         order = sorted(everybody)
-        for method, place in zip(order, rankdata([sum(contributions[m]) for m in order]), strict=True):
+        for method, place in zip(order, rankdata([round(sum(contributions[m]), 9) for m in order]), strict=True):
             final[method].append(place)
             mean[method].append(float(np.mean(contributions[method])))
     return {m: sorted(v)[1] for m, v in final.items()}, {m: float(np.mean(v)) for m, v in mean.items()}

@@ -172,7 +172,9 @@ def cp(
     training_bins
         Bins to learn from, at least, in evenly spaced runs; None for all.
 
-    Returns ------- celltype x assay x position, float32; NaN for observed pairs, and where a cell type or an assay has
+    Returns
+    -------
+    celltype x assay x position, float32; NaN for observed pairs, and where a cell type or an assay has
     no observed track.
 
     Raises

@@ -103,7 +103,9 @@ def evaluate(
     progress
         Show a progress bar.
 
-    Returns ------- A frame of celltype, assay, method, space, observed (the track was there for the method to see),
+    Returns
+    -------
+    A frame of celltype, assay, method, space, observed (the track was there for the method to see),
     trained (the model was fitted to it), bins (that were scored), and one column a measure, NaN where it is undefined.
 
     Raises

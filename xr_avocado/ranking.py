@@ -33,8 +33,10 @@ def rank(table: pd.DataFrame, *, measures: Sequence[str] | None = None) -> pd.Da
         Measures to use; by default those of the challenge's nine that the table has and that are defined anywhere in
         it. One that is NaN for a method ranks last.
 
-    Returns ------- A frame with one row a method, best first: ``rank``; ``score``, the mean contribution over tracks
-    and bootstraps, lower being better; its lowest and highest value over the bootstraps.
+    Returns
+    -------
+    A frame with one row a method, best first: ``rank``; ``score``, the mean contribution over tracks and bootstraps, lower being
+    better; its lowest and highest value over the bootstraps.
 
     Raises
     ------
@@ -64,7 +66,8 @@ def rank(table: pd.DataFrame, *, measures: Sequence[str] | None = None) -> pd.Da
     for name in used:
         places = by_track[name].rank(ascending=name.startswith("mse"), na_option="bottom")
         log_ranks += np.log(places / (size + 1))
-    place = log_ranks.groupby([table[key] for key in sample], sort=False).rank()
+    # Sums of logs in another order differ in their last bits, which must not break a tie.
+    place = log_ranks.round(9).groupby([table[key] for key in sample], sort=False).rank()
     contribution = (place / (size + 1)).clip(upper=0.5)
     wide = (
         contribution.groupby([table["bootstrap"], table[CELLTYPE], table[ASSAY], table["method"]])
@@ -72,7 +75,7 @@ def rank(table: pd.DataFrame, *, measures: Sequence[str] | None = None) -> pd.Da
         .unstack("method")
     )
     totals = wide.fillna(0.5).groupby("bootstrap").mean()
-    ranks = np.sort(totals.rank(axis=1).to_numpy(), axis=0)
+    ranks = np.sort(totals.round(9).rank(axis=1).to_numpy(), axis=0)
     final = pd.DataFrame(
         {
             "rank": ranks[min(1, len(ranks) - 1)],

@@ -107,7 +107,7 @@ def to_bigwig(
     paths = dict(zip(chosen, _paths(home, chosen, variable), strict=True))
     check_room(home, len(bins) * len(chosen))
     inverse = transform_named(ds.attrs.get("transform", "none") if untransform else "none").inverse
-    with tqdm(total=len(bins) * len(chosen), unit="bin", unit_scale=True, disable=not progress) as bar:
+    with tqdm(total=len(bins) * len(chosen), desc="write", unit="bin", unit_scale=True, disable=not progress) as bar:
         for group in _groups(chosen):
             _write_group(ds[variable], bins, sizes, {track: paths[track] for track in group}, inverse, bar)
     sheet = pd.DataFrame([(*track, str(path)) for track, path in paths.items()], columns=[CELLTYPE, ASSAY, "path"])

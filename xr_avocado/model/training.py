@@ -201,16 +201,15 @@ def _train(trainer: Trainer, *, progress: bool) -> Trained:
     bins, n_tracks = trainer.panel.values.shape[2], len(trainer.panel.values)
     size = max(1, config.batch // (bins * min(config.tracks_per_position, n_tracks)))
     with tqdm(
-        total=config.epochs * -(-trainer.panel.n_blocks // size), desc="fit", unit="step", disable=not progress
+        total=config.epochs * -(-trainer.panel.n_blocks // size), desc="fit factors", unit="step", disable=not progress
     ) as bar:
         try:
             for number in range(config.epochs):
                 loss = trainer.epoch(number, bar)
                 score, average = trainer.validate()
                 history.append((loss, score, average, trainer.optimizer.param_groups[0]["lr"]))
-                bar.set_postfix(
-                    epoch=number + 1, train=f"{loss:.4f}", validation=f"{score:.4f}", average=f"{average:.4f}"
-                )
+                shown = {"train": loss, "validation": score, "average": average}
+                bar.set_postfix(epoch=number + 1, **{k: f"{v:.4f}" for k, v in shown.items() if math.isfinite(v)})
                 if not math.isfinite(loss):
                     logger.warning("training error is no longer finite at epoch %d: lower learning_rate", number + 1)
                     break
