@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def demo(a: argparse.Namespace) -> None:
-    """Simulate a panel, hold tracks out, fit, impute and score them: about a minute."""
+    """Simulate a panel, hold tracks out, fit, impute and score them: a minute or two."""
     from xr_avocado.demo import run_demo
 
     done = run_demo(a.out, progress=a.progress)
