@@ -206,3 +206,10 @@ def test_what_the_model_does_not_know_is_told(fitted: xr.Dataset) -> None:
     short = fitted.isel(context_parameter=slice(100))
     with pytest.raises(ValueError, match="configuration calls for"):
         short.avocado.impute().imputed[0, 0, :5].values  # noqa: B018
+
+
+def test_a_cube_without_tracks_has_nothing_to_read(fitted: xr.Dataset) -> None:
+    from xr_avocado.cube import CubeError
+
+    with pytest.raises(CubeError, match="nothing to read"):
+        fitted.avocado.hold_out(fitted.avocado.experiments).avocado.impute()

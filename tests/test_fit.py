@@ -285,3 +285,29 @@ def test_an_interrupt_keeps_what_was_learned(panel_cube: xr.Dataset, monkeypatch
 def test_a_gpu_learns_what_the_cpu_learns(panel_cube: xr.Dataset) -> None:
     models = [panel_cube.avocado.fit(config=SMALL, device=d, progress=False) for d in ("cpu", "cuda")]
     np.testing.assert_allclose(*(m.history.sel(metric="train_mse") for m in models), rtol=0.02)
+
+
+def test_an_interrupt_before_the_first_epoch_loses_nothing(
+    panel_cube: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xr_avocado.model import context_training
+    from xr_avocado.model.training import Trainer
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "epoch", interrupted)
+    monkeypatch.setattr(context_training, "_step", interrupted)
+    model = panel_cube.avocado.fit(config={**SMALL, "context": True}, progress=False)
+    assert np.isfinite(model.avocado.impute("C1").imputed.sel(celltype="C1").values).all()
+
+
+def test_untransformed_signal_past_float16_is_trained_on(panel_cube: xr.Dataset) -> None:
+    large = panel_cube.assign(signal=panel_cube.signal * 1e5).assign_attrs(transform="none")
+    model = large.avocado.fit(config={**SMALL, "context_samples": 4_000, "context": True}, epochs=1, progress=False)
+    assert np.isfinite(model.avocado.impute("C1").imputed.sel(celltype="C1").values).all()
+
+
+def test_fitting_again_drops_what_the_earlier_model_imputed(fitted: xr.Dataset) -> None:
+    again = fitted.avocado.impute().avocado.fit(config=SMALL, epochs=1, progress=False)
+    assert "imputed" not in again and "imputed_tracks" not in again

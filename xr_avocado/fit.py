@@ -22,6 +22,8 @@ from xr_avocado.cube import (
     CONTEXT_PARAMETER,
     FITTED,
     HISTORY,
+    IMPUTED,
+    IMPUTED_TRACKS,
     NETWORK,
     POSITION,
     SIGNAL,
@@ -91,7 +93,7 @@ def fit(
 
     Ctrl-C ends the part in training early and keeps what was learned.
 
-    Memory: the observed tracks at 2.2 bytes a bin each, 16 bytes a bin, and 16 bytes a genome factor (values, Adam's moments, the
+    Memory: the observed tracks at 2.2 bytes a bin each (twice that if untransformed), 16 bytes a bin, and 16 bytes a genome factor (values, Adam's moments, the
     best epoch's copy; the default on a small panel learns some 10 factors a bin). One track at a time is read.
 
     Parameters
@@ -207,7 +209,7 @@ def validation_tracks(ds: xr.Dataset, validation: Any, *, seed: int) -> list[Exp
 
 
 def load_panel(ds: xr.Dataset, tracks: list[Experiment], layout: Layout, config: Config, device: torch.device) -> Panel:
-    """Read tracks, one at a time, into blocks on the device: tracks x blocks x bins a block, float16."""
+    """Read tracks, one at a time, into blocks on the device: tracks x blocks x bins a block; what is not finite is NaN."""
     import torch
 
     from xr_avocado.model.sampling import Panel
@@ -215,7 +217,9 @@ def load_panel(ds: xr.Dataset, tracks: list[Experiment], layout: Layout, config:
     celltype = label_rows(ds, CELLTYPE, [t.celltype for t in tracks])
     assay = label_rows(ds, ASSAY, [t.assay for t in tracks])
     signal = ds[SIGNAL].transpose(CELLTYPE, ASSAY, POSITION)
-    values = torch.full((len(tracks), layout.n_blocks * config.block), torch.nan, dtype=torch.float16)
+    # Untransformed signal reaches past what float16 holds.
+    dtype = torch.float32 if ds.attrs.get("transform", "none") == "none" else torch.float16
+    values = torch.full((len(tracks), layout.n_blocks * config.block), torch.nan, dtype=dtype)
     slots = torch.from_numpy(layout.slots[0])
     for i, (c, a) in enumerate(zip(celltype, assay, strict=True)):
         track = signal[int(c), int(a)].values
@@ -223,7 +227,7 @@ def load_panel(ds: xr.Dataset, tracks: list[Experiment], layout: Layout, config:
             raise CubeError(
                 f"{tracks[i]} is marked as observed but its signal is all NaN; set observed to False or rebuild it"
             )
-        values[i, slots] = torch.from_numpy(np.asarray(track, np.float16))
+        values[i, slots] = torch.from_numpy(np.where(np.isfinite(track), track, np.float32(np.nan))).to(dtype)
     values = values.view(len(tracks), layout.n_blocks, config.block).to(device)
     return Panel(values, torch.from_numpy(celltype).to(device), torch.from_numpy(assay).to(device))
 
@@ -276,17 +280,23 @@ def with_context(ds: xr.Dataset, context: TrainedContext) -> xr.Dataset:
     """Put a trained context term on the cube."""
     from torch.nn.utils import parameters_to_vector
 
-    about = {"long_name": "parameters of the context term, one after the other; attrs['avocado'] has their shapes"}
+    about = {
+        "long_name": "parameters of the context term, one after the other; their shapes follow from attrs['avocado']['config']"
+    }
     parameters = {CONTEXT: (CONTEXT_PARAMETER, _array(parameters_to_vector(context.net.parameters())), about)}
-    samples, mse = zip(*context.history, strict=True)
-    curve = {CONTEXT_HISTORY: ("context_sample", np.array(mse), {"long_name": "mean squared error in training"})}
-    return ds.assign(parameters | curve).assign_coords(context_sample=np.array(samples))
+    samples, mse = np.array(context.history).reshape(-1, 2).T
+    curve = {CONTEXT_HISTORY: ("context_sample", mse, {"long_name": "mean squared error in training"})}
+    return ds.assign(parameters | curve).assign_coords(context_sample=samples)
 
 
 def without_parameters(ds: xr.Dataset) -> xr.Dataset:
-    """Drop an earlier fit, so that a cube can be fitted again."""
+    """Drop an earlier fit and what it imputed, so that a cube can be fitted again."""
     names = [n for n in ds.data_vars if str(n).startswith((NETWORK, "genome_factors_"))]
-    names += [n for n in (CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY, CONTEXT, CONTEXT_HISTORY) if n in ds]
+    names += [
+        n
+        for n in (CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY, CONTEXT, CONTEXT_HISTORY, IMPUTED, IMPUTED_TRACKS)
+        if n in ds
+    ]
     bare = ds.drop_vars(names)
     unused = [
         n

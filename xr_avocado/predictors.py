@@ -170,7 +170,7 @@ class FactorPredictor(Predictor):
         for a in np.unique(assay):
             has = np.flatnonzero(self.observed[:, a])
             tracks = {int(c): _read(self.signal[int(c), int(a), rows]).astype(np.float32) for c in has}
-            total = sum((np.nan_to_num(t) for t in tracks.values()), np.zeros(out.shape[1], np.float32))
+            total = sum((np.nan_to_num(t) for t in tracks.values()), np.zeros(out.shape[1]))
             count = sum((~np.isnan(t) for t in tracks.values()), np.zeros(out.shape[1], np.float32))
             for k in np.flatnonzero(assay == a):
                 own = tracks.get(int(celltype[k]), np.float32(np.nan))
@@ -185,6 +185,10 @@ class ContextPredictor(Predictor):
         super().__init__(ds, asked, config, device)
         self.parameters = ds[CONTEXT].values
         self.signal = _signal(ds)
+        if not self.observed.any():
+            raise CubeError(
+                "no experiment of this cube is observed, so the context term has nothing to read; give it some tracks"
+            )
         # The cube may have been cut to some labels, or put in another order, since the model was trained.
         about = ds.attrs[FITTED]
         self.labels = len(about["celltypes"]), len(about["assays"])

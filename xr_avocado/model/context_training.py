@@ -160,7 +160,7 @@ def _block_means(values: Tensor, scale: int) -> Tensor:
     """Means over the bins of a coarser scale, unmeasured ones left out: tracks x blocks x bins of that scale."""
     if scale == 1:
         return values
-    levels = [track.float().unflatten(-1, (-1, scale)).nanmean(-1).nan_to_num().half() for track in values]
+    levels = [track.float().unflatten(-1, (-1, scale)).nanmean(-1).nan_to_num().to(values.dtype) for track in values]
     return torch.stack(levels)
 
 

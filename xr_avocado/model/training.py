@@ -218,6 +218,10 @@ def _train(trainer: Trainer, *, progress: bool) -> Trained:
                 elif config.patience and number - best.epoch >= config.patience:
                     break
         except KeyboardInterrupt:
+            if best.epoch < 0:
+                # Not one epoch is done: keep what there is, and with it what was trained before.
+                trainer.keep(best, math.nan, 0)
+                history.append((math.nan,) * len(METRICS))
             logger.warning("interrupted: keeping epoch %d", best.epoch + 1)
     if best.epoch < 0:
         raise ValueError(
