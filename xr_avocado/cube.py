@@ -21,6 +21,19 @@ CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY = "celltype_factors", "assay_factors", 
 CELLTYPE_FACTOR, ASSAY_FACTOR = "celltype_factor", "assay_factor"
 NETWORK = "network_"
 CONTEXT, CONTEXT_PARAMETER, CONTEXT_HISTORY = "context_net", "context_parameter", "context_history"
+TRACK_MEAN, TRACK_SPREAD = "track_mean", "track_spread"
+MODEL = (
+    NETWORK,
+    "genome_factors_",
+    CELLTYPE_FACTORS,
+    ASSAY_FACTORS,
+    HISTORY,
+    CONTEXT,
+    CONTEXT_HISTORY,
+    TRACK_MEAN,
+    TRACK_SPREAD,
+)
+"""What the names of a model's variables start with."""
 FITTED = "avocado"
 """The attribute of a fitted cube that holds its model's configuration and provenance."""
 

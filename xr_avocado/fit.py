@@ -24,9 +24,12 @@ from xr_avocado.cube import (
     HISTORY,
     IMPUTED,
     IMPUTED_TRACKS,
+    MODEL,
     NETWORK,
     POSITION,
     SIGNAL,
+    TRACK_MEAN,
+    TRACK_SPREAD,
     CubeError,
     Experiment,
     as_experiments,
@@ -286,17 +289,24 @@ def with_context(ds: xr.Dataset, context: TrainedContext) -> xr.Dataset:
     parameters = {CONTEXT: (CONTEXT_PARAMETER, _array(parameters_to_vector(context.net.parameters())), about)}
     samples, mse = np.array(context.history).reshape(-1, 2).T
     curve = {CONTEXT_HISTORY: ("context_sample", mse, {"long_name": "mean squared error in training"})}
-    return ds.assign(parameters | curve).assign_coords(context_sample=samples)
+    levels = {
+        TRACK_MEAN: (
+            (CELLTYPE, ASSAY),
+            _array(context.net.mean),
+            {"long_name": "mean signal, estimated where not observed"},
+        ),
+        TRACK_SPREAD: (
+            (CELLTYPE, ASSAY),
+            _array(context.net.spread),
+            {"long_name": "standard deviation of the signal over bins, estimated where not observed"},
+        ),
+    }
+    return ds.assign(parameters | levels | curve).assign_coords(context_sample=samples)
 
 
 def without_parameters(ds: xr.Dataset) -> xr.Dataset:
     """Drop an earlier fit and what it imputed, so that a cube can be fitted again."""
-    names = [n for n in ds.data_vars if str(n).startswith((NETWORK, "genome_factors_"))]
-    names += [
-        n
-        for n in (CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY, CONTEXT, CONTEXT_HISTORY, IMPUTED, IMPUTED_TRACKS)
-        if n in ds
-    ]
+    names = [n for n in ds.data_vars if str(n).startswith(MODEL) or n in (IMPUTED, IMPUTED_TRACKS)]
     bare = ds.drop_vars(names)
     unused = [
         n

@@ -14,13 +14,8 @@ import xarray as xr
 from xr_avocado.axis import GenomeIndex, coordinate_names, rows_of_runs
 from xr_avocado.coarsening import HOW, coarsen_array
 from xr_avocado.cube import (
-    ASSAY_FACTORS,
-    CELLTYPE_FACTORS,
-    CONTEXT,
-    CONTEXT_HISTORY,
     FITTED,
-    HISTORY,
-    NETWORK,
+    MODEL,
     POSITION,
     CubeError,
 )
@@ -247,8 +242,7 @@ def _without_model(ds: xr.Dataset) -> xr.Dataset:
     if FITTED not in ds.attrs:
         return ds
     logger.info("the model of this cube belongs to its own bins and is left behind")
-    starts = (NETWORK, CONTEXT, CONTEXT_HISTORY, "genome_factors_", CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY)
-    out = ds.drop_vars([name for name in ds.data_vars if str(name).startswith(starts)])
+    out = ds.drop_vars([name for name in ds.data_vars if str(name).startswith(MODEL)])
     out = out.drop_dims([dim for dim in out.dims if str(dim).startswith(f"{POSITION}_")])
     out.attrs = {key: value for key, value in ds.attrs.items() if key != FITTED}
     return out

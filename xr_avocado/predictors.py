@@ -23,6 +23,8 @@ from xr_avocado.cube import (
     NETWORK,
     OBSERVED,
     SIGNAL,
+    TRACK_MEAN,
+    TRACK_SPREAD,
     CubeError,
     check_cube,
     genome_factors,
@@ -189,11 +191,15 @@ class ContextPredictor(Predictor):
             raise CubeError(
                 "no experiment of this cube is observed, so the context term has nothing to read; give it some tracks"
             )
-        # The cube may have been cut to some labels, or put in another order, since the model was trained.
+        # The cube may have been cut to some labels, or put in another order, since the model was trained. Cell types are what their
+        # tracks are, so any will do; assays have parameters.
         about = ds.attrs[FITTED]
-        self.labels = len(about["celltypes"]), len(about["assays"])
-        self.model_celltype = _model_rows(ds, CELLTYPE, about["celltypes"])
+        _model_rows(ds, CELLTYPE, about["celltypes"])
+        self.n_assays = len(about["assays"])
         self.model_assay = _model_rows(ds, ASSAY, about["assays"])
+        self.mean, self.spread = (
+            _of_model(ds[name], self.model_assay, self.n_assays) for name in (TRACK_MEAN, TRACK_SPREAD)
+        )
 
     @property
     def net(self) -> ContextNet:
@@ -201,10 +207,11 @@ class ContextPredictor(Predictor):
         if not self._built:
             import torch
 
+            from xr_avocado.model.levels import Levels
             from xr_avocado.model.prediction import context_from_vector
 
-            device = torch.device(self.device)
-            self._built.append(context_from_vector(self.config, self.parameters, self.labels, device))
+            levels = Levels(self.mean, self.spread)
+            self._built.append(context_from_vector(self.config, self.parameters, levels, torch.device(self.device)))
         return self._built[0]
 
     def predict(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
@@ -212,14 +219,14 @@ class ContextPredictor(Predictor):
         from xr_avocado.model.prediction import predict_context
 
         cells = np.nonzero(self.observed)
-        of_model = self.model_celltype[cells[0]] * self.labels[1] + self.model_assay[cells[1]]
+        of_model = cells[0] * self.n_assays + self.model_assay[cells[1]]
         step = max(self.config.block, CONTEXT_VALUES // max(1, len(of_model)))
         out = np.empty((len(celltype), rows.stop - rows.start), np.float32)
         for first in range(rows.start, rows.stop, step):
             piece = slice(first, min(first + step, rows.stop))
             levels, at = self.levels(cells, piece)
             out[:, first - rows.start : piece.stop - rows.start] = predict_context(
-                self.net, levels, at, of_model, self.model_celltype[celltype], self.model_assay[assay]
+                self.net, levels, at, of_model, celltype, self.model_assay[assay]
             )
         return out
 
@@ -268,6 +275,13 @@ def _model_rows(ds: xr.Dataset, dim: str, known: list[str]) -> np.ndarray:
             f"the model does not know {dim} {new}; it was trained on {', '.join(known[:8])}: fit again with these tracks"
         )
     return rows
+
+
+def _of_model(table: xr.DataArray, assays: np.ndarray, n_assays: int) -> np.ndarray:
+    """Spread a table's assays over those of the model; those that the cube lacks are never read."""
+    out = np.ones((table.sizes[CELLTYPE], n_assays), np.float32)
+    out[:, assays] = table.transpose(CELLTYPE, ASSAY).values
+    return out
 
 
 def _read_tracks(signal: Any, cells: tuple[np.ndarray, ...], rows: slice) -> np.ndarray:

@@ -49,15 +49,14 @@ class Config:
         Widths, in bins, over which the context term sees each track averaged.
     context_units, context_nodes, context_heads
         Units that read a track, units of its hidden layers, and attention heads over cell types.
-    context_celltype_factors, context_assay_factors
-        Length of its own vectors of a cell type and of an assay. Few for a cell type: with more it learns pairs by heart.
+    context_assay_factors
+        Length of its vector of an assay. A cell type has none: it is what its tracks are.
     context_samples, context_batch
-        Targets (bin x track) it sees per epoch, at most as many as there are, and in a step.
-    context_targets, context_mask
-        Tracks hidden at a bin as targets, at most, and the largest share of the others hidden along with them.
-    context_dropout, context_forget
-        Dropout rate of its hidden layers, and the chance that a step does not know which cell type is which: what it then learns holds
-        for any, and for a pair of cell type and assay that it has not seen.
+        Targets (bin x track) it sees per epoch, at most as many as there are, and bins of a step.
+    context_mask, context_targets
+        Largest share of the tracks hidden at a bin, and how many of these are predicted, at most.
+    context_dropout
+        Dropout rate of its hidden layers.
     context_focus
         How much bins with signal are preferred in training, from 0 (not at all) to 1; errors are weighted back.
     context_learning_rate, context_decay
@@ -87,17 +86,15 @@ class Config:
     patience: int = 3
     context: bool = True
     context_scales: tuple[int, ...] = (1, 10, 200)
-    context_units: int = 48
-    context_nodes: int = 192
+    context_units: int = 32
+    context_nodes: int = 128
     context_heads: int = 4
-    context_celltype_factors: int = 8
     context_assay_factors: int = 16
     context_samples: int = 300_000
-    context_batch: int = 2_048
-    context_targets: int = 6
-    context_mask: float = 0.5
+    context_batch: int = 512
+    context_mask: float = 0.6
+    context_targets: int = 16
     context_dropout: float = 0.1
-    context_forget: float = 0.3
     context_focus: float = 0.7
     context_learning_rate: float = 2e-3
     context_decay: float = 1e-3

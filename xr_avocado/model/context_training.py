@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextNet
+from xr_avocado.model.levels import Levels
 from xr_avocado.model.sampling import Panel
 
 __all__ = ["ContextSampler", "TrainedContext", "train_context"]
@@ -73,15 +74,14 @@ class ContextSampler:
         visible[:, self.cell] = known.float()
         return signal.unflatten(1, self.labels), visible.unflatten(1, self.labels)
 
-    def hide(self, visible: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Choose k targets a bin, hide them and a random share of the rest: visible tracks left, and the targets' cells."""
+    def hide(self, visible: Tensor, hidden: int, targets: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Hide this many tracks at each bin, chosen at random, some of them as targets: visible tracks left, and the targets' cells."""
         n = len(visible)
         chance = torch.rand(n, len(self.cell), generator=self.random).to(visible.device)
-        targets = self.cell[chance.topk(k, dim=1).indices]
-        share = torch.rand(n, 1, generator=self.random).to(visible.device) * self.config.context_mask
-        drop = torch.rand(n, visible[0].numel(), generator=self.random).to(visible.device) < share
-        left = (visible.flatten(1) * ~drop).scatter(1, targets, 0.0)
-        return left.unflatten(1, self.labels), targets // self.labels[1], targets % self.labels[1]
+        cells = self.cell[chance.topk(hidden, dim=1).indices]
+        left = visible.flatten(1).scatter(1, cells, 0.0)
+        asked = cells[:, :targets]
+        return left.unflatten(1, self.labels), asked // self.labels[1], asked % self.labels[1]
 
 
 def train_context(
@@ -110,7 +110,7 @@ def train_context(
 def _train(
     panel: Panel, config: Config, labels: tuple[int, int], generator: torch.Generator, *, progress: bool
 ) -> TrainedContext:
-    net = ContextNet(config, *labels, generator=generator).to(panel.values.device)
+    net = ContextNet(config, Levels.of(panel, labels), generator=generator).to(panel.values.device)
     sampler = ContextSampler(panel, config, labels, generator)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.context_learning_rate, weight_decay=config.context_decay)
     samples = config.epochs * min(config.context_samples, len(sampler.bins) * len(sampler.cell))
@@ -140,12 +140,13 @@ def _train(
 
 
 def _step(net: ContextNet, sampler: ContextSampler, optimizer: torch.optim.Optimizer) -> tuple[int, Tensor]:
-    config = sampler.config
-    most = max(1, min(config.context_targets, len(sampler.cell) // 2))
-    k = int(torch.randint(1, most + 1, (1,), generator=sampler.random))
-    slots, weight = sampler.draw(max(1, config.context_batch // k))
+    config, n_tracks = sampler.config, len(sampler.cell)
+    # At least one track is hidden, and one is left to read.
+    share = config.context_mask * float(torch.rand(1, generator=sampler.random))
+    hidden = min(n_tracks - 1, 1 + int(share * n_tracks))
+    slots, weight = sampler.draw(config.context_batch)
     signal, known = sampler.read(slots)
-    visible, celltype, assay = sampler.hide(known, k)
+    visible, celltype, assay = sampler.hide(known, hidden, min(hidden, config.context_targets))
     bins = torch.arange(len(slots), device=slots.device)[:, None]
     truth, counts = signal[bins, celltype, assay, 0], known[bins, celltype, assay] * weight[:, None]
     error = (net(signal, visible, celltype, assay) - truth).square()

@@ -11,6 +11,7 @@ from torch.nn.utils import vector_to_parameters
 
 from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextNet
+from xr_avocado.model.levels import Levels
 from xr_avocado.model.network import AvocadoNet
 
 __all__ = ["context_from_vector", "network_from_arrays", "predict_context", "predict_positions"]
@@ -27,9 +28,7 @@ def network_from_arrays(config: Config, arrays: Mapping[str, np.ndarray], device
     return net.to(device).eval()
 
 
-def context_from_vector(
-    config: Config, parameters: np.ndarray, labels: tuple[int, int], device: torch.device
-) -> ContextNet:
+def context_from_vector(config: Config, parameters: np.ndarray, levels: Levels, device: torch.device) -> ContextNet:
     """Rebuild the context term from its parameters, laid one after the other.
 
     Raises
@@ -37,7 +36,7 @@ def context_from_vector(
     ValueError
         Where there are more or fewer than the configuration calls for.
     """
-    net = ContextNet(config, *labels)
+    net = ContextNet(config, levels)
     needed = sum(parameter.numel() for parameter in net.parameters())
     if parameters.size != needed:
         raise ValueError(
@@ -106,16 +105,18 @@ def predict_context(
     celltype, assay
         Indices of the tracks to predict.
     """
-    device = net.celltype.device
-    n_celltypes, n_assays = len(net.celltype), len(net.assay)
+    device = net.mean.device
+    n_celltypes, n_assays = net.mean.shape
     asked = torch.from_numpy(celltype * n_assays + assay).to(device)
     observed = torch.from_numpy(cells).to(device)
     own = torch.isin(asked, observed)
     groups = [g for g in [(~own).nonzero().squeeze(1), *own.nonzero()] if len(g)]
     largest = max(len(g) for g in groups)
-    step = max(
-        1, ACTIVATIONS // (n_celltypes * n_assays * net.config.context_units + 4 * largest * net.config.context_nodes)
+    tracks = n_celltypes * n_assays * net.config.context_units
+    targets = largest * (
+        n_celltypes * (net.config.context_units + net.config.context_nodes) + 4 * net.config.context_nodes
     )
+    step = max(1, ACTIVATIONS // (tracks + targets))
     out = torch.empty(len(asked), len(rows[0]), device=device)
     for first in range(0, len(rows[0]), step):
         at = slice(first, first + step)
