@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "xgboost", "sklearn", "anndata", "pyranges", "bioframe", "matplotlib")
+HEAVY = ("torch", "xgboost", "sklearn", "anndata", "pyranges", "bioframe", "matplotlib", "optuna")
 
 
 def run(code: str) -> str:

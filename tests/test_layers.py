@@ -101,7 +101,7 @@ def test_the_model_sees_arrays_only(name):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith("model.")])
 def test_heavy_packages_are_loaded_where_they_are_used(name):
-    heavy = {"torch", "xgboost", "sklearn", "anndata", "pyranges", "bioframe", "matplotlib"}
+    heavy = {"torch", "xgboost", "sklearn", "anndata", "pyranges", "bioframe", "matplotlib", "optuna"}
     assert not heavy & {imported.split(".")[0] for imported in imports(MODULES[name], on_import=True)}
 
 

@@ -31,7 +31,9 @@ from xr_avocado.transforms import transform_named
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["history", "panel", "scores", "tracks"]
+    from xr_avocado.search import Search
+
+__all__ = ["history", "panel", "scores", "search", "tracks"]
 
 # The palette of Okabe and Ito, whose colors stay apart for color-blind readers.
 COLORS = {SIGNAL: "#0072B2", IMPUTED: "#D55E00", AVERAGE: "#009E73"}
@@ -360,3 +362,66 @@ def _new_axes(size: tuple[float, float]) -> Axes:
 def _quiet(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelcolor=INK)
+
+
+def search(found: Search, *, axes: Sequence[Axes] | None = None) -> np.ndarray:
+    """Draw what ``.avocado.search`` found: the trials as they came, and how much each setting mattered.
+
+    Left, each trial's score as a ratio to average activity's on the same tracks, and the best so far; pruned trials are hollow, at what
+    they had when they were pruned, over fewer tracks. Right, the importance of each setting among the complete trials.
+
+    Parameters
+    ----------
+    found
+        A `Search`.
+    axes
+        Draw into these two; by default a new figure.
+
+    Returns
+    -------
+    The two axes.
+
+    Examples
+    --------
+    >>> import xr_avocado as xa
+    >>> cube = xa.datasets.simulate(3, 3, {"chr1": 50_000})
+    >>> fit = {"preset": "small", "epochs": 1}
+    >>> found = cube.avocado.search(2, space={"nodes": (4, 32)}, fit=fit, progress=False)
+    >>> [ax.get_xlabel() for ax in xa.plot.search(found)]
+    ['trial', 'share of variance explained']
+    """
+    if axes is None:
+        import matplotlib.pyplot as plt
+
+        height = max(3.2, 1.1 + 0.28 * len(found.importance))
+        axes = plt.subplots(1, 2, figsize=(10, height), layout="constrained")[1]
+    trials, settings = axes
+    _draw_trials(trials, found)
+    shares = found.importance.iloc[::-1]
+    settings.barh(shares.index, shares.fillna(0), color=COLORS[SIGNAL])
+    settings.set_xlabel("share of variance explained")
+    settings.set_xlim(left=0)
+    complete = int((found.table["state"] == "complete").sum())
+    few = " (too few)" if shares.isna().all() else ""
+    settings.set_title(f"importance among {complete} complete trials{few}", loc="left", fontsize="medium", color=INK)
+    _quiet(settings)
+    return np.asarray(axes)
+
+
+def _draw_trials(ax: Axes, found: Search) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    table = found.table
+    complete, pruned = (table[table["state"] == state] for state in ("complete", "pruned"))
+    best = complete["ratio"].cummin() if found.measure.startswith("mse") else complete["ratio"].cummax()
+    ax.plot(complete["trial"], best, drawstyle="steps-post", color=COLORS[IMPUTED], label="best so far")
+    ax.scatter(complete["trial"], complete["ratio"], color=COLORS[SIGNAL], label="complete", zorder=2, s=24)
+    ax.scatter(
+        pruned["trial"], pruned["ratio"], facecolor="none", edgecolor=COLORS[SIGNAL], label="pruned", zorder=2, s=24
+    )
+    ax.axhline(1, color=COLORS[AVERAGE], linestyle="--", label=NAMES[AVERAGE])
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("trial")
+    ax.set_ylabel(f"{found.measure} / average activity's")
+    _quiet(ax)
+    ax.legend(frameon=False, labelcolor=INK, fontsize="small")
