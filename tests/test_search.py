@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import xr_avocado as xa
 from xr_avocado import search as module
+from xr_avocado.cli import main
 from xr_avocado.cube import CubeError
 from xr_avocado.folds import folds_of
 from xr_avocado.model.config import PRESETS, Config, config_for
@@ -527,3 +528,41 @@ def test_optuna_speaks_as_loud_as_before(cube, pretend, capfd):
     searched(cube, 2)
     assert optuna.logging.get_verbosity() == optuna.logging.INFO
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_command_line_searches_and_fits_what_it_found(cube, pretend, tmp_path, capsys):
+    store = tmp_path / "cube.zarr"
+    cube.avocado.to_zarr(store, progress=False)
+    (tmp_path / "space.json").write_text('{"nodes": {"low": 4, "high": 32, "log": true}, "layers": [1, 2]}')
+    command = ["search", str(store), "--trials", "4", "--space", str(tmp_path / "space.json"), "--preset", "small"]
+    command += ["--epochs", "1", "--plot", str(tmp_path / "search.pdf"), "--quiet"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "ratio" in out and "<Search by mse: 4 trials" in out and "--config" in out
+    assert (tmp_path / "search.pdf").read_bytes().startswith(b"%PDF")
+    best = tmp_path / "cube.best.json"
+    expected = searched(cube, 4, space={"nodes": (4, 32, "log"), "layers": [1, 2]}, file=tmp_path / "cube.search.jsonl")
+    assert Config.from_attrs(json.loads(best.read_text())) == expected.best
+    assert main(["fit", str(store), "--config", str(best), "--quiet"]) == 0
+    assert xa.open_cube(tmp_path / "cube.fitted.zarr").attrs["avocado"]["config"] == expected.best.to_attrs()
+    plt.close("all")
+
+
+def test_the_command_line_tells_mistakes_in_one_line(cube, tmp_path, capsys, monkeypatch):
+    store = tmp_path / "cube.zarr"
+    cube.avocado.to_zarr(store, progress=False)
+
+    def told(*command: str) -> str:
+        assert main([*command, "--quiet"]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1
+        return err
+
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "torn.json").write_text("{")
+    assert "settings by name" in told("fit", str(store), "--config", str(tmp_path / "list.json"))
+    assert "torn.json is not JSON" in told("search", str(store), "--space", str(tmp_path / "torn.json"))
+    assert "got 'tin'" in told("search", str(store), "--folds", "tin")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert 'pip install "xr-avocado[search]"' in told("search", str(store))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cube.zarr", "list.json", "torn.json"]

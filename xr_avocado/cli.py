@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="xr-avocado: %(message)s")
     try:
         arguments.run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if arguments.verbose:
             raise
         print(f"xr-avocado: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -84,15 +85,45 @@ def fit(a: argparse.Namespace) -> None:
     from xr_avocado.io.zarr import check_replaceable, open_cube, to_zarr
 
     cube = open_cube(a.cube)
-    out = Path(a.out) if a.out else _beside(a.cube)
+    out = Path(a.out) if a.out else _beside(a.cube, ".fitted.zarr")
     if out.exists() and not a.overwrite:
         raise CubeError(f"{out} is there already; give --overwrite to replace it, or another name with --out")
     check_replaceable(out)
     if a.hold_out:
         cube = hold_out(cube, [_track(text) for text in a.hold_out])
-    fitted = verb.fit(cube, a.preset, epochs=a.epochs, seed=a.seed, device=a.device, progress=a.progress)
+    config = _json(a.config) if a.config else None
+    fitted = verb.fit(cube, a.preset, config=config, epochs=a.epochs, seed=a.seed, device=a.device, progress=a.progress)
     to_zarr(fitted, out, overwrite=a.overwrite, progress=a.progress)
     print(_summary(fitted, out))
+
+
+def search(a: argparse.Namespace) -> None:
+    """Try settings of the model on held-out tracks; show the trials, and write the best settings for fit --config."""
+    from xr_avocado import plot
+    from xr_avocado import search as verb
+    from xr_avocado.io.atomic import replacing
+    from xr_avocado.io.zarr import open_cube
+
+    found = verb.search(
+        open_cube(a.cube),
+        a.trials,
+        space=_json(a.space) if a.space else None,
+        folds=int(a.folds) if a.folds and a.folds.isdigit() else a.folds,
+        file=a.file or _beside(a.cube, ".search.jsonl"),
+        fit={"preset": a.preset, "epochs": a.epochs, "device": a.device},
+        measure=a.measure,
+        seed=a.seed,
+        progress=a.progress,
+    )
+    print(found.table.to_string(index=False, float_format="{:.4g}".format))
+    print(f"\n{found}")
+    out = Path(a.out) if a.out else _beside(a.cube, ".best.json")
+    with replacing(out) as temporary:
+        temporary.write_text(json.dumps(found.best.to_attrs(), indent=1) + "\n")
+    if a.plot:
+        with replacing(a.plot) as temporary:
+            plot.search(found)[0].figure.savefig(temporary, dpi=150, format=Path(a.plot).suffix[1:] or "png")
+    print(f"\nfit with them: xr-avocado fit {a.cube} --config {out}")
 
 
 def impute(a: argparse.Namespace) -> None:
@@ -219,9 +250,19 @@ def _track(text: str) -> tuple[str, str]:
     return celltype, assay
 
 
-def _beside(store: str) -> Path:
+def _beside(store: str, suffix: str) -> Path:
     path = Path(store)
-    return path.with_name(f"{path.name.removesuffix('.zarr')}.fitted.zarr")
+    return path.with_name(path.name.removesuffix(".zarr") + suffix)
+
+
+def _json(path: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise CubeError(f"{path} is not JSON: {error}") from None
+    if not isinstance(settings, dict):
+        raise CubeError(f'{path} does not hold settings by name, as in {{"nodes": 64}}')
+    return settings
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -272,9 +313,29 @@ def _fit_options(add: Callable[..., Any]) -> None:
     add("--out", metavar="STORE", help="folder to write (default: CUBE's name with .fitted.zarr)")
     add("--overwrite", action="store_true", help="replace it if it is there")
     add("--preset", choices=["paper", "small"], help="sizes of the model (default: by the number of experiments)")
+    add("--config", metavar="JSON", help="file of model settings, such as search writes")
     add("--epochs", type=int, metavar="N", help="passes over the positions, at most")
     add("--hold-out", action="append", default=[], metavar="CELLTYPE:ASSAY", help="hide this track; may be repeated")
     add("--seed", type=int, default=0, metavar="N", help="fixes the run (default: 0)")
+    _device_option(add)
+
+
+def _search_options(add: Callable[..., Any]) -> None:
+    add("cube", metavar="CUBE", help="store that build wrote")
+    add("--trials", type=int, default=20, metavar="N", help="how many in the end (default: 20)")
+    add(
+        "--file",
+        metavar="FILE",
+        help="where to keep the search, to go on with it (default: CUBE's name with .search.jsonl)",
+    )
+    add("--space", metavar="JSON", help='file of ranges by setting, as {"nodes": {"low": 8, "high": 64, "log": true}}')
+    add("--preset", choices=["paper", "small"], help="the model to vary (default: by the number of experiments)")
+    add("--epochs", type=int, metavar="N", help="passes over the positions in each fit, at most")
+    add("--folds", metavar="N", help="folds of a trial: a number, or latin (default: the first three of latin)")
+    add("--measure", default="mse", metavar="NAME", help="what to compare by (default: mse)")
+    add("--out", metavar="JSON", help="file for the best settings (default: CUBE's name with .best.json)")
+    add("--plot", metavar="FILE", help="draw the trials and the importance of settings there")
+    add("--seed", type=int, default=0, metavar="N", help="fixes the search (default: 0)")
     _device_option(add)
 
 
@@ -325,6 +386,7 @@ _COMMANDS: dict[str, tuple[Run, Callable[[Callable[..., Any]], None]]] = {
     "demo": (demo, _demo_options),
     "build": (build, _build_options),
     "fit": (fit, _fit_options),
+    "search": (search, _search_options),
     "impute": (impute, _impute_options),
     "embed": (embed, _embed_options),
     "evaluate": (evaluate, _evaluate_options),
