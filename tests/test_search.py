@@ -133,9 +133,12 @@ def test_best_is_a_whole_configuration(cube, pretend):
 
 
 def test_correlations_are_to_be_high(cube, pretend):
-    found = searched(cube, measure="gwcorr")
+    found = searched(cube, 16, measure="gwcorr")
     complete = found.table[found.table.state == "complete"]
     assert found.best.nodes == complete.nodes[complete.value.idxmax()]
+    pruned = found.table[found.table.state == "pruned"]
+    assert len(pruned) and pruned.value.max() < (complete.value + 4 / 3).max(), "held against their first folds"
+    assert complete.nodes.sub(16).abs().mean() > pruned.nodes.sub(16).abs().mean(), "here far from 16 is good"
 
 
 def test_the_seed_fixes_the_trials(cube, pretend):
@@ -225,6 +228,8 @@ def test_a_killed_search_goes_on(cube, pretend, tmp_path):
     pd.testing.assert_frame_equal(trials_of(found), trials_of(searched(cube, 5)))
     drawn = [json.loads(line) for line in file.read_text().splitlines()]
     assert sum(line["op_code"] == 4 for line in drawn) == 6, "five trials, and the one that was killed"
+    ended = [line["state"] for line in drawn if line["op_code"] == 6]
+    assert sorted(ended[-4:]) == [1, 1, 1, 3], "which is marked as failed, once, before the others go on"
 
 
 def test_a_line_that_a_kill_cut_short_is_dropped(cube, pretend, tmp_path):
