@@ -449,14 +449,6 @@ def test_settings_that_no_score_depends_on_are_refused(cube):
     assert both.config({"context": False, "nodes": 3, "context_mask": 0.1}).nodes == 3
 
 
-def test_units_are_a_multiple_of_heads():
-    with pytest.raises(ValueError, match="must be a multiple of context_heads.*context_units=8 to 24"):
-        Space.read(Config(), {"context_units": (8, 24)})
-    with pytest.raises(ValueError, match=r"context_units=\[12, 16\], context_heads=\[4, 8\]"):
-        Space.read(Config(), {"context_units": [12, 16], "context_heads": [4, 8]})
-    assert Space.read(Config(), {"context_units": [16, 32], "context_heads": [4, 8]})
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

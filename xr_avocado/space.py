@@ -14,13 +14,11 @@ if TYPE_CHECKING:
 __all__ = ["Space", "default_space"]
 
 CONTEXT_SPACE: Mapping[str, Any] = {
-    "context_units": [16, 32, 48, 64, 96],
+    "context_units": (8, 96, "log"),
     "context_nodes": (64, 384, "log"),
-    "context_celltype_factors": (2, 32, "log"),
     "context_assay_factors": (4, 64, "log"),
     "context_mask": (0.0, 0.9),
-    "context_dropout": (0.0, 0.4),
-    "context_forget": (0.0, 0.8),
+    "context_dropout": (0.0, 0.5),
     "context_focus": (0.0, 0.95),
     "context_learning_rate": (5e-4, 1e-2, "log"),
     "context_decay": (1e-5, 1e-1, "log"),
@@ -63,7 +61,6 @@ class Space:
         if twice := [name for name in ranges if "[" in name and name.split("[")[0] in ranges]:
             raise ValueError(f"{twice[0]!r} and {twice[0].split('[')[0]!r} are both in the space; give one")
         _check_parts(base, ranges)
-        _check_heads(base, ranges)
         return cls(base, ranges)
 
     def to_attrs(self) -> dict[str, Any]:
@@ -219,19 +216,3 @@ def _check_parts(base: Config, ranges: Mapping[str, Any]) -> None:
             )
         if not base.context and name.startswith("context_"):
             raise ValueError(f"{name} is a setting of the context term, and this model has none: leave it out")
-
-
-def _check_heads(base: Config, ranges: Mapping[str, Range | tuple[Any, ...]]) -> None:
-    units = ranges.get("context_units", (base.context_units,))
-    heads = ranges.get("context_heads", (base.context_heads,))
-    if not {"context_units", "context_heads"} & set(ranges):
-        return
-    if isinstance(units, Range) or isinstance(heads, Range) or any(u % h for u in units for h in heads):
-        raise ValueError(
-            "context_units must be a multiple of context_heads: give a list of choices, of which all pairs fit; "
-            f"got context_units={_shown(units)}, context_heads={_shown(heads)}"
-        )
-
-
-def _shown(values: Range | tuple[Any, ...]) -> str:
-    return f"{values.low} to {values.high}" if isinstance(values, Range) else str(list(values))
