@@ -236,3 +236,34 @@ def test_a_cube_without_tracks_has_nothing_to_read(fitted: xr.Dataset) -> None:
 
     with pytest.raises(CubeError, match="nothing to read"):
         fitted.avocado.hold_out(fitted.avocado.experiments).avocado.impute()
+
+
+def test_positions_never_seen_are_imputed_as_if_seen(truth: xr.Dataset, hidden: list) -> None:
+    held = truth.avocado.hold_out(hidden)
+    first, second = held.avocado.sel("chr1"), held.avocado.sel("chr2")
+    model = first.avocado.fit(config=QUICK | FACTORS, epochs=1, progress=False)
+    elsewhere = second.avocado.impute(tracks=hidden, model=model)
+    assert "context_net" not in elsewhere and "avocado" not in elsewhere.attrs
+    # The same model, had the cube it was trained on reached further.
+    from xr_avocado.impute import with_model
+
+    whole = with_model(held, model).avocado.impute(tracks=hidden, model=model)
+    rows = held.avocado.bins.rows("chr2", 0, 50_007)
+    np.testing.assert_allclose(elsewhere.imputed, whole.imputed[..., rows], atol=1e-5)
+    turned = second.isel(celltype=[4, 2, 0], assay=[3, 1, 0, 2])
+    some = turned.avocado.impute(model=model).imputed
+    assert np.isfinite(some.values).all() and some.sizes["celltype"] == 3
+
+
+def test_a_model_that_does_not_go_with_a_cube_is_refused(truth: xr.Dataset, fitted: xr.Dataset) -> None:
+    from xr_avocado.cube import CubeError
+
+    plain = truth.avocado.fit("small", config={"nodes": 8}, epochs=1, progress=False)
+    with pytest.raises(CubeError, match="factors alone"):
+        truth.avocado.impute(model=plain)
+    with pytest.raises(CubeError, match="binsize 25, the cube has 50"):
+        truth.avocado.coarsen(2).avocado.impute(model=fitted)
+    with pytest.raises(CubeError, match="transform 'arcsinh', the cube has 'none'"):
+        truth.assign_attrs(transform="none").avocado.impute(model=fitted)
+    with pytest.raises(CubeError, match="does not know celltype HeLa; it knows C1"):
+        truth.assign_coords(celltype=["C1", "C2", "C3", "C4", "HeLa"]).avocado.impute(model=fitted)

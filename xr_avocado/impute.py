@@ -14,10 +14,17 @@ from xr_avocado.cube import (
     ASSAY_FACTORS,
     CELLTYPE,
     CELLTYPE_FACTORS,
+    CONTEXT,
+    CONTEXT_PARAMETER,
+    FITTED,
     IMPUTED,
     IMPUTED_TRACKS,
     OBSERVED,
     POSITION,
+    SIGNAL,
+    TRACK_MEAN,
+    TRACK_SPREAD,
+    CubeError,
     as_experiments,
     check_cube,
     label_rows,
@@ -42,6 +49,7 @@ def impute(
     *,
     tracks: Iterable[Any] | None = None,
     only_missing: bool = False,
+    model: xr.Dataset | None = None,
     device: str | torch.device | None = None,
 ) -> xr.Dataset:
     """Add the lazy layer ``imputed``: what the model predicts for the tracks asked for.
@@ -57,13 +65,17 @@ def impute(
     Parameters
     ----------
     ds
-        A fitted cube.
+        A fitted cube, or with ``model`` any cube.
     celltype, assay
         A label or several; by default all.
     tracks
         Instead of those two: ``(celltype, assay)`` pairs.
     only_missing
         Leave out the experiments that were observed.
+    model
+        A fitted cube whose context term predicts instead, on positions that it may never have seen: train on some regions, impute the
+        genome. It reads the observed tracks of ``ds``, so these are cell types and assays that the model knows, with the same bin size
+        and transform.
     device
         Where to compute; by default the fastest at hand.
 
@@ -75,7 +87,7 @@ def impute(
     Raises
     ------
     CubeError
-        Where the cube is not fitted, or a label is not on it.
+        Where the cube is not fitted, a label is not on it, or ``model`` has no context term or does not fit the cube.
     GenomeError
         Where positions of the cube were not trained on.
 
@@ -91,18 +103,53 @@ def impute(
     >>> full = fitted.avocado.impute("C1")
     >>> full.avocado.sel("chr1:1,000-2,000").imputed.sel(celltype="C1").shape
     (4, 40)
+
+    Positions that the model never saw:
+
+    >>> elsewhere = xa.datasets.simulate(n_celltypes=4, n_assays=4, chromsizes={"chr9": 50_000})
+    >>> elsewhere.avocado.impute("C1", model=fitted).imputed.sizes["position"]
+    2000
     """
     from xr_avocado.model.training import device_named
 
-    check_cube(ds, CELLTYPE_FACTORS, ASSAY_FACTORS)
+    fitted = check_cube(ds, CELLTYPE_FACTORS, ASSAY_FACTORS) if model is None else with_model(ds, model)
     asked = tracks_asked(ds, celltype, assay, tracks, only_missing=only_missing)
-    array = LazyLayer.of(predictor_of(ds, asked, str(device_named(device))))
+    array = LazyLayer.of(predictor_of(fitted, asked, str(device_named(device))))
     attrs = {"long_name": "imputed signal", "transform": ds.attrs.get("transform", "none")}
     return ds.assign(
         {
             IMPUTED: ((CELLTYPE, ASSAY, POSITION), array, attrs),
             IMPUTED_TRACKS: ((CELLTYPE, ASSAY), asked, {"long_name": "pairs that imputed holds"}),
         }
+    )
+
+
+def with_model(ds: xr.Dataset, model: xr.Dataset) -> xr.Dataset:
+    """Put the context term of a fitted cube on another cube; raise where they do not go together."""
+    check_cube(model, CELLTYPE_FACTORS, ASSAY_FACTORS)
+    check_cube(ds, SIGNAL)
+    if CONTEXT not in model:
+        raise CubeError(
+            "this model is one of factors alone, and knows the positions that it was trained on; fit with a context term "
+            "(the default, without preset) to predict elsewhere"
+        )
+    for name, default in (("binsize", None), ("transform", "none")):
+        here, there = (cube.attrs.get(name, default) for cube in (ds, model))
+        if here != there:
+            raise CubeError(
+                f"the model was trained on {name} {there!r}, the cube has {here!r}: build the cube with the model's"
+            )
+    for dim in (CELLTYPE, ASSAY):
+        if new := sorted({str(label) for label in ds[dim].values} - {str(label) for label in model[dim].values}):
+            raise CubeError(
+                f"the model does not know {dim} {', '.join(new[:5])}; it knows {', '.join(map(str, model[dim].values[:8]))}: "
+                "leave these out of the cube, or fit with them"
+            )
+    levels = model[[TRACK_MEAN, TRACK_SPREAD]].sel(celltype=ds[CELLTYPE].values, assay=ds[ASSAY].values)
+    own = {name: ((CELLTYPE, ASSAY), levels[name].transpose(CELLTYPE, ASSAY).values) for name in levels.data_vars}
+    bare = ds.drop_vars([CONTEXT, TRACK_MEAN, TRACK_SPREAD], errors="ignore")
+    return bare.assign(own | {CONTEXT: (CONTEXT_PARAMETER, model[CONTEXT].values)}).assign_attrs(
+        {FITTED: model.attrs[FITTED]}
     )
 
 
