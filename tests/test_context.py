@@ -43,7 +43,7 @@ def test_an_untrained_context_term_is_average_activity_in_standard_units(truth: 
     held = truth.avocado.hold_out(hidden)
     sampler, layout = sampler_of(held)
     levels = Levels.of(sampler.panel, sampler.labels)
-    signal, visible = sampler.read(torch.from_numpy(layout.slots[0]))
+    signal, visible, _ = sampler.read(torch.from_numpy(layout.slots[0]), sampler.celltypes)
     celltype, assay = torch.zeros(len(signal), 1, dtype=torch.long), torch.zeros(len(signal), 1, dtype=torch.long)
     got = ContextNet(TINY, levels)(signal, visible, celltype, assay).detach().numpy()[:, 0]
     others = held.signal.sel(assay="H3K4me3", celltype=["C2", "C3", "C4", "C5"])
@@ -94,18 +94,40 @@ def test_what_is_hidden_is_not_read() -> None:
 def test_targets_are_hidden_in_training(truth: xr.Dataset) -> None:
     sampler, _ = sampler_of(truth)
     slots, _ = sampler.draw(200)
-    signal, known = sampler.read(slots)
-    visible, celltype, assay = sampler.hide(known, 7, 3)
+    signal, known, cell = sampler.read(slots, sampler.celltypes)
+    visible, celltype, assay = sampler.hide(known, cell, 7, 3)
     bins = torch.arange(200)[:, None]
     assert (visible[bins, celltype, assay] == 0).all()
     assert len({(int(c), int(a)) for c, a in zip(celltype[0], assay[0], strict=True)}) == 3
     assert (known.sum((1, 2)) - visible.sum((1, 2)) == 7).all()
 
 
+def test_a_step_on_a_large_panel_reads_some_cell_types(truth: xr.Dataset, hidden: list) -> None:
+    sampler, layout = sampler_of(truth.avocado.hold_out(hidden), TINY.updated({"context_celltypes": 3}))
+    slots = torch.from_numpy(layout.slots[0])[::50]
+    whole, visible, _ = sampler.read(slots, sampler.celltypes)
+    drawn = [sampler.some_celltypes() for _ in range(40)]
+    assert {len(rows) for rows in drawn} == {3} and set(torch.cat(drawn).tolist()) == set(range(5))
+    for rows in drawn[:3]:
+        signal, known, cell = sampler.read(slots, rows)
+        torch.testing.assert_close(signal, whole[:, rows])
+        torch.testing.assert_close(known, visible[:, rows])
+        assert set(known.flatten(1).sum(0).nonzero().squeeze(1).tolist()) == set(cell.tolist())
+    # What the step predicts is what the whole net would, were the other cell types not observed.
+    net = ContextNet(TINY, Levels.of(sampler.panel, sampler.labels), generator=torch.Generator().manual_seed(0)).eval()
+    torch.nn.init.normal_(net.out.weight)
+    known[:, 1, 2] = 0
+    others = torch.zeros_like(visible)
+    others[:, rows] = known
+    one, two = torch.ones(len(slots), 1, dtype=torch.long), torch.full((len(slots), 1), 2)
+    got = net(signal, known, one, two, rows)
+    torch.testing.assert_close(got, net(whole, others, rows[one], two))
+
+
 def test_scales_are_means_on_the_genomes_grid(truth: xr.Dataset) -> None:
     sampler, layout = sampler_of(truth)
     position = np.array([0, 3_999, 4_000, 4_001, 6_001])
-    signal, _ = sampler.read(torch.from_numpy(layout.slots[0][position]))
+    signal, _, _ = sampler.read(torch.from_numpy(layout.slots[0][position]), sampler.celltypes)
     frame = truth.signal.sel(celltype="C2", assay="DNase")
     for i, p in enumerate(position):
         chrom, start = frame.chrom[p].item(), frame.start[p].item()
@@ -140,7 +162,7 @@ def test_imputing_is_the_term_on_what_the_cube_shows(fitted: xr.Dataset, hidden:
     sampler, layout = sampler_of(fitted)
     net = ContextNet(TINY, Levels(fitted.track_mean.values, fitted.track_spread.values))
     torch.nn.utils.vector_to_parameters(torch.from_numpy(fitted.context_net.values), net.parameters())
-    signal, visible = sampler.read(torch.from_numpy(layout.slots[0]))
+    signal, visible, _ = sampler.read(torch.from_numpy(layout.slots[0]), sampler.celltypes)
     imputed = fitted.avocado.impute().imputed
     for celltype, assay in [(0, 0), (2, 1), (1, 3)]:
         seen = visible.clone()

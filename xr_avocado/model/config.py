@@ -52,9 +52,11 @@ class Config:
     context_assay_factors
         Length of its vector of an assay. A cell type has none: it is what its tracks are.
     context_samples, context_batch
-        Targets (bin x track) it sees per epoch, at most as many as there are, and bins of a step.
+        Targets (bin x track) it sees per epoch, at most as many as there are, and bins of a step, at most.
     context_mask, context_targets
         Largest share of the tracks hidden at a bin, and how many of these are predicted, at most.
+    context_celltypes
+        Cell types that a step reads, at most; prediction reads all.
     context_dropout
         Dropout rate of its hidden layers.
     context_focus
@@ -92,9 +94,10 @@ class Config:
     context_assay_factors: int = 16
     context_samples: int = 300_000
     context_batch: int = 512
-    context_mask: float = 0.6
+    context_mask: float = 0.4
     context_targets: int = 16
-    context_dropout: float = 0.1
+    context_celltypes: int = 16
+    context_dropout: float = 0.25
     context_focus: float = 0.7
     context_learning_rate: float = 2e-3
     context_decay: float = 1e-3

@@ -45,10 +45,10 @@ class ContextNet(nn.Module):
         heads, n_a, n_assays = config.context_heads, config.context_assay_factors, levels.mean.shape[1]
         self.assay = _normal((n_assays, n_a), 1.0, generator)
         # One slot an assay: what its signal means, and that it was measured at all.
-        self.read = _normal((n_assays, scales, units), 0.5, generator)
+        self.read = _normal((n_assays, 2 * scales, units), 0.5, generator)
         self.read_bias = _normal((n_assays, units), 0.1, generator)
         self.read_levels = _linear(2, units, generator)
-        self.slot = _normal((n_assays * units, nodes), units**-0.5, generator)
+        self.slot = _normal((n_assays * units, nodes), 2 * units**-0.5, generator)
         self.slot_seen = _normal((n_assays, nodes), 0.1, generator)
         self.slot_bias = nn.Parameter(torch.zeros(nodes))
         self.of_target = _linear(nodes + n_a, nodes // 2, generator)
@@ -64,7 +64,9 @@ class ContextNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, signal: Tensor, visible: Tensor, celltype: Tensor, assay: Tensor) -> Tensor:
+    def forward(
+        self, signal: Tensor, visible: Tensor, celltype: Tensor, assay: Tensor, rows: Tensor | slice = slice(None)
+    ) -> Tensor:
         """Predict targets (celltype, assay: bins x k): bins x k, in the units of the signal.
 
         Parameters
@@ -74,12 +76,18 @@ class ContextNet(nn.Module):
         visible
             Bins x cell types x assays: 1 where the track may be read, else 0; 0 at every target.
         celltype, assay
-            The targets of each bin.
+            The targets of each bin; cell types as they stand in the signal.
+        rows
+            The cell types that the signal holds; by default all.
         """
-        signal = (signal - self.mean[..., None]) / self.spread[..., None] * visible[..., None]
+        level, spread = self.mean[rows], self.spread[rows]
+        signal = (signal - level[..., None]) / spread[..., None] * visible[..., None]
         bins = torch.arange(len(signal), device=signal.device)[:, None]
-        tracks = functional.relu(self._read(signal)) * visible[..., None]
-        known = functional.relu(tracks.flatten(2) @ self.slot + visible @ self.slot_seen + self.slot_bias)
+        tracks = functional.relu(self._read(signal, visible, level, spread))
+        # Means over the assays there are: at a pair never measured one more is known than training could show.
+        share = visible / visible.sum(2, keepdim=True).clamp(min=1)
+        known = (tracks * share[..., None]).flatten(2) @ self.slot + share @ self.slot_seen + self.slot_bias
+        known = functional.relu(known)
         target, name = known[bins, celltype], self.assay[assay]
         column, seen = signal[bins, :, assay], visible[bins, :, assay]
         count = seen.sum(2, keepdim=True).clamp(min=1)
@@ -100,12 +108,15 @@ class ContextNet(nn.Module):
             read = functional.relu(layer(read))
             read = functional.dropout(read, self.config.context_dropout, self.training)
         predicted = average[..., 0] + self.out(read).squeeze(-1)
-        return self.mean[celltype, assay] + self.spread[celltype, assay] * predicted
+        return level[celltype, assay] + spread[celltype, assay] * predicted
 
-    def _read(self, signal: Tensor) -> Tensor:
-        """Each track on its own: bins x cell types x assays x units."""
-        levels = torch.stack([self.spread.log(), self.mean / self.spread], -1)
-        return torch.einsum("pcas,asf->pcaf", signal, self.read) + (self.read_bias + self.read_levels(levels))
+    def _read(self, signal: Tensor, visible: Tensor, level: Tensor, spread: Tensor) -> Tensor:
+        """Each track, and how it differs from the assay's mean over the other cell types: bins x cell types x assays x units."""
+        count = visible.sum(1, keepdim=True) - visible
+        others = (signal.sum(1, keepdim=True) - signal) / count.clamp(min=1)[..., None]
+        both = torch.cat([signal, (signal - others) * (visible * (count > 0))[..., None]], -1)
+        levels = torch.stack([spread.log(), level / spread], -1)
+        return torch.einsum("pcas,asf->pcaf", both, self.read) + (self.read_bias + self.read_levels(levels))
 
     def _compare(self, target: Tensor, known: Tensor, tracks: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Each cell type as a source for a target: weights of its heads, 0 where it lacks the assay, and what it tells.

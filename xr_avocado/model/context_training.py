@@ -21,6 +21,8 @@ logger = logging.getLogger("xr_avocado")
 
 REPORTS = 50
 """Points of the training curve that are kept."""
+VALUES = 1 << 16
+"""Values (bins x cell types x assays) that a step reads, at most: large panels take fewer bins, and as many targets."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class ContextSampler:
     def __init__(self, panel: Panel, config: Config, labels: tuple[int, int], generator: torch.Generator) -> None:
         self.panel, self.config, self.labels, self.random = panel, config, labels, generator
         self.pyramid = [_block_means(panel.values, scale) for scale in config.context_scales]
-        self.cell = panel.celltype * labels[1] + panel.assay
+        self.celltypes = panel.celltype.unique()
         # On the CPU: the draw is small, and not every device has float64.
         salience = _salience(panel.values).cpu()
         self.bins = salience.flatten().nonzero().squeeze(1).to(torch.int32)
@@ -59,29 +61,43 @@ class ContextSampler:
         device = self.panel.values.device
         return self.bins[i].long().to(device), self.weight[i].to(device)
 
-    def read(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal (bins x cell types x assays x scales) and which tracks have a value (bins x cell types x assays)."""
+    def some_celltypes(self) -> Tensor:
+        """Draw the cell types of a step, ascending: all of a small panel."""
+        most = self.config.context_celltypes
+        if len(self.celltypes) <= most:
+            return self.celltypes
+        drawn = torch.randperm(len(self.celltypes), generator=self.random)[:most].sort().values
+        return self.celltypes[drawn.to(self.celltypes.device)]
+
+    def read(self, slots: Tensor, celltypes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Read the tracks of some cell types (ascending), which make up the second axis of what comes back.
+
+        Signal (bins x cell types x assays x scales), which tracks have a value (bins x cell types x assays), and the tracks' flat
+        cells in the last two.
+        """
+        tracks = torch.isin(self.panel.celltype, celltypes).nonzero().squeeze(1)
+        row = torch.searchsorted(celltypes, self.panel.celltype[tracks])
+        cell = row * self.labels[1] + self.panel.assay[tracks]
         columns = [
-            level.flatten(1)[:, slots // scale].T
+            level.flatten(1)[tracks[:, None], slots // scale].T
             for level, scale in zip(self.pyramid, self.config.context_scales, strict=True)
         ]
         by_track = torch.stack(columns, -1).float()
         known = ~by_track[..., 0].isnan()
-        shape = (len(slots), self.labels[0] * self.labels[1])
-        signal = torch.zeros(*shape, by_track.shape[-1], device=slots.device)
-        signal[:, self.cell] = by_track.nan_to_num()
-        visible = torch.zeros(shape, device=slots.device)
-        visible[:, self.cell] = known.float()
-        return signal.unflatten(1, self.labels), visible.unflatten(1, self.labels)
+        shape = (len(celltypes), self.labels[1])
+        signal = torch.zeros(len(slots), shape[0] * shape[1], by_track.shape[-1], device=slots.device)
+        signal[:, cell] = by_track.nan_to_num()
+        visible = torch.zeros(signal.shape[:2], device=slots.device)
+        visible[:, cell] = known.float()
+        return signal.unflatten(1, shape), visible.unflatten(1, shape), cell
 
-    def hide(self, visible: Tensor, hidden: int, targets: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Hide this many tracks at each bin, chosen at random, some of them as targets: visible tracks left, and the targets' cells."""
-        n = len(visible)
-        chance = torch.rand(n, len(self.cell), generator=self.random).to(visible.device)
-        cells = self.cell[chance.topk(hidden, dim=1).indices]
-        left = visible.flatten(1).scatter(1, cells, 0.0)
+    def hide(self, visible: Tensor, cell: Tensor, hidden: int, targets: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Hide this many tracks at each bin, chosen at random, some of them as targets: visible tracks left, and the targets' labels."""
+        chance = torch.rand(len(visible), len(cell), generator=self.random).to(visible.device)
+        cells = cell[chance.topk(hidden, dim=1).indices]
+        left = visible.flatten(1).scatter(1, cells, 0.0).view_as(visible)
         asked = cells[:, :targets]
-        return left.unflatten(1, self.labels), asked // self.labels[1], asked % self.labels[1]
+        return left, asked // self.labels[1], asked % self.labels[1]
 
 
 def train_context(
@@ -113,7 +129,7 @@ def _train(
     net = ContextNet(config, Levels.of(panel, labels), generator=generator).to(panel.values.device)
     sampler = ContextSampler(panel, config, labels, generator)
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.context_learning_rate, weight_decay=config.context_decay)
-    samples = config.epochs * min(config.context_samples, len(sampler.bins) * len(sampler.cell))
+    samples = config.epochs * min(config.context_samples, len(sampler.bins) * len(panel.values))
     seen, running = 0, []
     history: list[tuple[float, float]] = []
     with tqdm(total=samples, desc="fit context", unit="sample", unit_scale=True, disable=not progress) as bar:
@@ -140,16 +156,18 @@ def _train(
 
 
 def _step(net: ContextNet, sampler: ContextSampler, optimizer: torch.optim.Optimizer) -> tuple[int, Tensor]:
-    config, n_tracks = sampler.config, len(sampler.cell)
+    config = sampler.config
+    rows = sampler.some_celltypes()
+    bins = min(config.context_batch, max(32, VALUES // (len(rows) * sampler.labels[1])))
+    slots, weight = sampler.draw(bins)
+    signal, known, cell = sampler.read(slots, rows)
     # At least one track is hidden, and one is left to read.
     share = config.context_mask * float(torch.rand(1, generator=sampler.random))
-    hidden = min(n_tracks - 1, 1 + int(share * n_tracks))
-    slots, weight = sampler.draw(config.context_batch)
-    signal, known = sampler.read(slots)
-    visible, celltype, assay = sampler.hide(known, hidden, min(hidden, config.context_targets))
-    bins = torch.arange(len(slots), device=slots.device)[:, None]
-    truth, counts = signal[bins, celltype, assay, 0], known[bins, celltype, assay] * weight[:, None]
-    error = (net(signal, visible, celltype, assay) - truth).square()
+    hidden = max(1, min(len(cell) - 1, 1 + int(share * len(cell))))
+    visible, celltype, assay = sampler.hide(known, cell, hidden, min(hidden, config.context_targets))
+    at = torch.arange(bins, device=slots.device)[:, None]
+    truth, counts = signal[at, celltype, assay, 0], known[at, celltype, assay] * weight[:, None]
+    error = (net(signal, visible, celltype, assay, rows) - truth).square()
     loss = (error * counts).sum() / truth.numel()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
