@@ -11,7 +11,7 @@ import xarray as xr
 
 import xr_avocado as xa
 from xr_avocado import baselines, measures
-from xr_avocado.annotations import mask_of, promoters_of, spans_of
+from xr_avocado.annotations import promoters_of, rows_under, spans_of
 from xr_avocado.cube import CubeError, hold_out
 from xr_avocado.evaluate import cross_validate, evaluate
 from xr_avocado.genome import GenomeBins
@@ -245,20 +245,26 @@ def test_peaks_belong_to_their_track(held: xr.Dataset, cube: xr.Dataset, tmp_pat
             held, cube, annotations={"peaks": given}, methods=["guess"], measures=["catchpeakobs"], progress=False
         )
         p = held.guess.sel(celltype="C1", assay="H3K4me3").values
-        expected = measures.catchpeakobs(p, p, mask_of(bins_of(cube), peaks))
+        chrom, start = cube.chrom.values, cube.start.values
+        under = ((chrom == "chr1") & (start >= 50_000) & (start < 90_000)) | (
+            (chrom == "chr2") & (start >= 300_000) & (start < 340_000)
+        )
+        expected = measures.catchpeakobs(p, p, under)
         assert score(table, HELD[0], "guess", "catchpeakobs") == pytest.approx(expected)
         assert np.isnan(score(table, HELD[1], "guess", "catchpeakobs"))
 
 
-def test_masks_and_spans_of_intervals() -> None:
+def test_rows_and_spans_of_intervals() -> None:
     bins = GenomeBins([("chr1", 100, 310), ("chr1", 1000, 1100)], 50)
     intervals = pd.DataFrame({"chrom": ["chr1", "chr1", "chr9"], "start": [149, 290, 5], "end": [150, 1001, 9]})
-    assert mask_of(bins, intervals).tolist() == [True, False, False, True, True, True, False]
-    assert mask_of(bins, intervals[:1]).tolist() == [True, *[False] * 6]
+    assert rows_under(bins, intervals).cover(slice(0, 7)).tolist() == [1, 0, 0, 1, 1, 1, 0]
+    assert rows_under(bins, intervals).cover(slice(2, 5)).tolist() == [0, 1, 1]
+    twice = pd.concat([intervals[:1], intervals[:1]])
+    assert rows_under(bins, twice).cover(slice(0, 7)).tolist() == [1, *[0] * 6]
     spans = spans_of(bins, intervals, "genes", {"chr1": 2000})
     assert (spans.first.tolist(), spans.last.tolist(), spans.size.tolist()) == ([0, 3], [2, 6], [2, 3])
     with pytest.raises(CubeError, match="none of the 1 genes overlaps a bin"):
-        mask_of(bins, intervals[2:], "genes")
+        rows_under(bins, intervals[2:], "genes")
 
 
 def test_promoters_lie_upstream_within_the_genome() -> None:

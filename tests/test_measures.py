@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from xr_avocado import measures
 from xr_avocado.measures import MEASURES, Pair, Spans, score
-from xr_avocado.pair import average_ranks
+from xr_avocado.pieces import average_ranks
 
 PLAIN = [name for name, needs in MEASURES.items() if needs is None]
 

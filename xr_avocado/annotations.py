@@ -15,15 +15,15 @@ from xr_avocado.index import bins_of
 from xr_avocado.intervals import as_frame
 from xr_avocado.pair import Convention, Spans
 
-__all__ = ["KINDS", "Marks", "Peaks", "mask_of", "promoters_of", "spans_of"]
+__all__ = ["KINDS", "Marks", "Peaks", "promoters_of", "rows_under", "spans_of"]
 
 KINDS = ("genes", "promoters", "enhancers", "peaks")
 UPSTREAM = 2_000
 """A promoter: 2 kb upstream of a gene's start, as Avocado and the challenge have it."""
 
 
-def mask_of(bins: GenomeBins, intervals: pd.DataFrame, kind: str = "intervals") -> np.ndarray:
-    """Mark the bins that overlap an interval.
+def rows_under(bins: GenomeBins, intervals: pd.DataFrame, kind: str = "intervals") -> Spans:
+    """Find the bins that overlap an interval, each once.
 
     Raises
     ------
@@ -38,9 +38,7 @@ def mask_of(bins: GenomeBins, intervals: pd.DataFrame, kind: str = "intervals") 
             f"none of the {len(intervals):,} {kind} overlaps a bin of this cube, which has "
             f"{', '.join(bins.chroms[:6])}: are the chromosomes named the same, and is it the same assembly?"
         )
-    # A difference of +1 and -1 at the ends of each run, summed up, counts the intervals over each bin.
-    ends = np.bincount(first, minlength=len(bins) + 1) - np.bincount(last, minlength=len(bins) + 1)
-    return np.cumsum(ends)[:-1] > 0
+    return Spans(first, last).once()
 
 
 def promoters_of(genes: pd.DataFrame, upstream: int = UPSTREAM) -> pd.DataFrame:
@@ -118,13 +116,13 @@ class Peaks:
         """Cell types whose track of an assay has peaks."""
         return [pair.celltype for pair in self._by_track if pair.assay == assay]
 
-    def mask(self, bins: GenomeBins, pair: Experiment) -> np.ndarray:
-        """Mark the bins under a peak of a track."""
-        return mask_of(bins, as_frame(self._by_track[pair]), f"peaks of {pair}")
+    def rows(self, bins: GenomeBins, pair: Experiment) -> Spans:
+        """Find the bins under a peak of a track."""
+        return rows_under(bins, as_frame(self._by_track[pair]), f"peaks of {pair}")
 
 
 class Marks:
-    """Annotations on the cube's bins: masks, each bin once, or the challenge's runs of rows, overlaps counted twice."""
+    """Annotations on the cube's bins, as runs of rows: each bin once, or by the challenge's rule as often as covered."""
 
     def __init__(self, ds: xr.Dataset, annotations: Mapping[str, Any] | None, convention: Convention) -> None:
         given = {kind: intervals for kind, intervals in (annotations or {}).items() if intervals is not None}
@@ -134,22 +132,22 @@ class Marks:
         self.peaks = Peaks(given.pop("peaks")) if "peaks" in given else None
         frames = {kind: as_frame(intervals) for kind, intervals in given.items()}
         sizes = ds.attrs.get("chromsizes", {})
-        self.everywhere: dict[str, Any] = {}
+        self.everywhere: dict[str, Spans] = {}
         for kind, frame in frames.items():
-            mask = mask_of(self.bins, frame, kind)
-            counted_twice = convention == "challenge" and kind != "promoters"
-            self.everywhere[kind] = spans_of(self.bins, frame, kind, sizes) if counted_twice else mask
+            self.everywhere[kind] = rows_under(self.bins, frame, kind)
+            if convention == "challenge" and kind != "promoters":
+                self.everywhere[kind] = spans_of(self.bins, frame, kind, sizes)
         if "genes" in frames and "promoters" not in frames:
             genes = frames["genes"]
-            challenge = convention == "challenge"
-            upstream = (
-                spans_of(self.bins, genes, "promoters", sizes) if challenge else mask_of(self.bins, promoters_of(genes))
+            self.everywhere["promoters"] = (
+                spans_of(self.bins, genes, "promoters", sizes)
+                if convention == "challenge"
+                else rows_under(self.bins, promoters_of(genes), "promoters")
             )
-            self.everywhere["promoters"] = upstream
 
-    def of(self, pair: Experiment) -> dict[str, Any]:
+    def of(self, pair: Experiment) -> dict[str, Spans | None]:
         """Return the annotations of a track: those of all tracks, and its own peaks."""
-        own = self.peaks.mask(self.bins, pair) if self.peaks is not None and pair in self.peaks else None
+        own = self.peaks.rows(self.bins, pair) if self.peaks is not None and pair in self.peaks else None
         return {**self.everywhere, "peaks": own}
 
 

@@ -20,7 +20,7 @@ from xarray.core.indexing import (
 from xr_avocado.cube import POSITION
 from xr_avocado.genome import GenomeBins, GenomeError
 
-__all__ = ["COLUMNS", "AxisVariable", "GenomeIndex", "coordinate_names", "rows_of_runs"]
+__all__ = ["COLUMNS", "AxisVariable", "GenomeIndex", "coordinate_names", "merged_runs", "rows_of_runs"]
 
 COLUMNS = ("chrom", "start", "end")
 SHOWN = 10_000
@@ -298,13 +298,18 @@ def coordinate_names(dim: str) -> tuple[str, str, str]:
     return f"chrom{suffix}", f"start{suffix}", f"end{suffix}"
 
 
-def rows_of_runs(first: np.ndarray, last: np.ndarray) -> slice | np.ndarray:
-    """Rows in any of the runs ``first[i]:last[i]``, ascending, each once: a slice where they are one run."""
+def merged_runs(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Join the runs ``first[i]:last[i]`` that overlap or touch; the others come back ascending."""
     first, last = first[first < last], last[first < last]
     order = np.argsort(first, kind="stable")
     first, reach = first[order], np.maximum.accumulate(last[order])
     apart = np.flatnonzero(first[1:] > reach[:-1]) + 1
-    first, last = first[np.r_[:1, apart]] if first.size else first, reach[np.r_[apart - 1, -1]] if reach.size else reach
+    return (first[np.r_[:1, apart]], reach[np.r_[apart - 1, -1]]) if first.size else (first, reach)
+
+
+def rows_of_runs(first: np.ndarray, last: np.ndarray) -> slice | np.ndarray:
+    """Rows in any of the runs ``first[i]:last[i]``, ascending, each once: a slice where they are one run."""
+    first, last = merged_runs(first, last)
     if first.size == 1:
         return slice(int(first[0]), int(last[0]))
     length = last - first

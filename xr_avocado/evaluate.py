@@ -27,7 +27,7 @@ from xr_avocado.cube import (
 )
 from xr_avocado.folds import folds_of
 from xr_avocado.measures import *  # noqa: F403
-from xr_avocado.measures import CONVENTIONS, MEASURES, Convention, check_measures, score
+from xr_avocado.measures import CONVENTIONS, MEASURES, Convention, check_measures, scores_of
 from xr_avocado.methods import (
     Space,
     in_space,
@@ -38,6 +38,8 @@ from xr_avocado.methods import (
     true_layer,
     was_observed,
 )
+from xr_avocado.pair import Pair, Track
+from xr_avocado.pieces import check_room, empty, pieces_of
 from xr_avocado.ranking import rank
 
 __all__ = ["cross_validate", "evaluate", "rank", *MEASURES]
@@ -45,6 +47,8 @@ __all__ = ["cross_validate", "evaluate", "rank", *MEASURES]
 logger = logging.getLogger("xr_avocado")
 
 TRUTH = ""
+BESIDE = 40
+"""Bytes a bin of temporary files beside the layers': ranks, copies without NaN, variance, parts and masks."""
 
 
 def evaluate(
@@ -130,22 +134,22 @@ def evaluate(
     sources = sources_of(ds, methods)
     layers = {TRUTH: true_layer(true_cube, ds), **layers_of(ds, sources, pairs)}
     marks = Marks(ds, annotations, convention)
+    check_room(ds.sizes[POSITION], 4 * len(layers) + BESIDE)
     variances = Variances(true_cube, layers[TRUTH], scorer)
     fitted_to = _fitted_to(ds)
     rows = []
     with tqdm(total=len(pairs) * len(sources), desc="evaluate", unit="track", disable=not progress) as bar:
         for pair, values in read_tracks(layers, _by_assay(pairs), space):
             given = {**marks.of(pair), "variance": variances.of(pair.assay)}
-            truth_here = values.pop(TRUTH)
-            for method, p in values.items():
+            y = Track(values.pop(TRUTH))
+            for method, sample, scores in scorer.scores(y, values, given):
                 about = {"method": method, "space": space, OBSERVED: was_observed(ds, pair)}
                 about["trained"] = pair in fitted_to and sources[method] is IMPUTED
-                rows += [{**pair._asdict(), **about, **scores} for scores in scorer.rows(truth_here, p, given)]
-                bar.update()
-    table = pd.DataFrame(rows, columns=[CELLTYPE, ASSAY, "method", "space", OBSERVED, "trained", *scorer.columns])
-    order = {pair: i for i, pair in enumerate(pairs)}
-    at = [order[Experiment(*pair)] for pair in zip(table[CELLTYPE], table[ASSAY], strict=True)]
-    return table.iloc[np.argsort(at, kind="stable")].reset_index(drop=True)
+                rows.append({**pair._asdict(), **about, "bootstrap": sample, **scores})
+                bar.update(int(sample == max(0, bootstraps - 1)))
+    order = {**{tuple(pair): i for i, pair in enumerate(pairs)}, **{method: i for i, method in enumerate(sources)}}
+    rows.sort(key=lambda row: (order[row[CELLTYPE], row[ASSAY]], order[row["method"]]))
+    return pd.DataFrame(rows, columns=[CELLTYPE, ASSAY, "method", "space", OBSERVED, "trained", *scorer.columns])
 
 
 class Scorer:
@@ -172,19 +176,33 @@ class Scorer:
         """Columns of the rows it gives."""
         return [*(["bootstrap"] if self.bootstraps else []), "bins", *self.measures]
 
-    def rows(self, y: np.ndarray, p: np.ndarray, annotations: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Score a track once, or once a bootstrap."""
-        there = np.ones(y.size, bool) if self.convention == "challenge" else ~(np.isnan(y) | np.isnan(p))
+    def scores(
+        self, y: Track, predictions: Mapping[str, np.ndarray], given: Mapping[str, Any]
+    ) -> Iterator[tuple[str, int, dict[str, Any]]]:
+        """Score each method's prediction of a track once, or once a bootstrap: method, bootstrap and scores."""
         for sample in range(max(1, self.bootstraps)):
-            keep = self._part_of(y.size) != sample if self.bootstraps else None
-            scores = score(y, p, measures=self.measures, annotations=annotations, convention=self.convention, keep=keep)
-            which = {"bootstrap": sample} if self.bootstraps else {}
-            yield {**which, "bins": int(np.count_nonzero(there if keep is None else there & keep)), **scores}
+            keep = self._without(sample, len(y)) if self.bootstraps else None
+            for method, p in predictions.items():
+                pair = Pair(y, p, convention=self.convention, keep=keep)
+                yield method, sample, {"bins": len(pair), **scores_of(pair, self.measures, given)}
 
-    def _part_of(self, n: int) -> np.ndarray:
+    def _without(self, part: int, n: int) -> np.ndarray:
+        """Mark the bins outside a part."""
         if self._parts is None:
-            self._parts = np.random.default_rng(self.seed).permutation(n) % self.bootstraps
-        return self._parts
+            self._parts = _random_parts(n, self.bootstraps, self.seed)
+        keep = empty(n, bool)
+        for rows in pieces_of(n):
+            keep[rows] = self._parts[rows] != part
+        return keep
+
+
+def _random_parts(n: int, parts: int, seed: int) -> np.ndarray:
+    """Deal bins out to parts of equal size, 2^20 bins at a time."""
+    rng, part_of = np.random.default_rng(seed), empty(n, np.min_scalar_type(parts))
+    for start in range(0, n, 1 << 20):
+        block = part_of[start : start + (1 << 20)]
+        block[:] = rng.permutation(block.size) % parts
+    return part_of
 
 
 class Variances:
@@ -195,16 +213,19 @@ class Variances:
         self._held: tuple[str, np.ndarray | None] = ("", None)
 
     def of(self, assay: str) -> np.ndarray | None:
-        """Compute the variance of an assay's tracks, reading one at a time; None where it is not asked for."""
+        """Compute the variance of an assay's tracks, reading a piece of one at a time; None where it is not asked for."""
         if "msevar" in self.scorer.measures and self._held[0] != assay:
-            self._held = (assay, self._compute([pair for pair in self.there if pair.assay == assay]))
+            tracks = [self.layer.sel(pair._asdict()).variable for pair in self.there if pair.assay == assay]
+            variance = empty(self.layer.sizes[POSITION], np.float32)
+            for rows in pieces_of(variance.size):
+                variance[rows] = self._compute([track[{POSITION: rows}] for track in tracks])
+            self._held = (assay, variance)
         return self._held[1]
 
-    def _compute(self, pairs: list[Experiment]) -> np.ndarray:
-        count, mean, square = np.zeros((3, self.layer.sizes[POSITION]))
-        for pair in pairs:
-            y = self.layer.sel(pair._asdict()).values.astype(np.float64)
-            y = in_space(y, self.layer.attrs["transform"], self.scorer.space)
+    def _compute(self, tracks: list[xr.Variable]) -> np.ndarray:
+        count, mean, square = np.zeros((3, tracks[0].size))
+        for track in tracks:
+            y = in_space(track.values, self.layer.attrs["transform"], self.scorer.space).astype(np.float64)
             y = np.nan_to_num(y) if self.scorer.convention == "challenge" else y
             there = ~np.isnan(y)
             count = count + there

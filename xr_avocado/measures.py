@@ -17,7 +17,7 @@ Sources: Schreiber et al. 2020 (doi:10.1186/s13059-020-01977-6, table 1), Schrei
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from xr_avocado.pair import CONVENTIONS, Convention, Pair, Spans
 __all__ = [
     "CONVENTIONS", "MEASURES", "Convention", "Pair", "Spans", "aucimp1", "aucobs1", "catch1imp", "catch1obs",
     "catchpeakobs", "gwcorr", "gwspear", "match1", "mse", "mse1imp", "mse1obs", "mseenh", "msegene", "mseprom",
-    "msevar", "score",
+    "msevar", "score", "scores_of",
 ]  # fmt: skip
 
 MEASURES: dict[str, str | None] = {
@@ -53,12 +53,12 @@ def score(
     Parameters
     ----------
     y, p
-        Truth and prediction, one value a bin.
+        Truth and prediction, one value a bin; arrays of the whole genome may be memory-mapped, see `Pair`.
     measures
         Names among ``MEASURES``; all of them by default.
     annotations
         What the annotated measures need: ``promoters``, ``genes`` and ``enhancers`` as a mask of the bins or as
-        `Spans`, ``peaks`` as a mask, ``variance`` as one value a bin. A measure whose annotation is not given scores
+        `Spans`, ``peaks`` likewise, ``variance`` as one value a bin. A measure whose annotation is not given scores
         NaN.
     convention
         How NaN and ties are treated; see the module's text.
@@ -76,7 +76,11 @@ def score(
     {'mse': 3.0, 'gwspear': 1.0, 'mse1obs': nan}
     """
     names = check_measures(measures)
-    pair, given = Pair(y, p, convention=convention, keep=keep), annotations or {}
+    return scores_of(Pair(y, p, convention=convention, keep=keep), names, annotations or {})
+
+
+def scores_of(pair: Pair, names: Iterable[str], given: Mapping[str, Any]) -> dict[str, float]:
+    """Work out the measures named, those without their annotation as NaN."""
     scores = {}
     for name in names:
         needs = MEASURES[name]
@@ -166,6 +170,6 @@ def msevar(y: ArrayLike, p: ArrayLike, variance: np.ndarray, *, convention: Conv
     return Pair(y, p, convention=convention).msevar(variance)
 
 
-def catchpeakobs(y: ArrayLike, p: ArrayLike, peaks: np.ndarray, *, convention: Convention = "avocado") -> float:
-    """Area under the ROC curve of the prediction for bins that overlap a peak called on the truth (a mask)."""
+def catchpeakobs(y: ArrayLike, p: ArrayLike, peaks: np.ndarray | Spans, *, convention: Convention = "avocado") -> float:
+    """Area under the ROC curve of the prediction for bins that overlap a peak called on the truth."""
     return Pair(y, p, convention=convention).catchpeakobs(peaks)

@@ -27,7 +27,9 @@ from xr_avocado.cube import (
     check_cube,
     experiments,
 )
+from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of
+from xr_avocado.pieces import empty, pieces_of
 from xr_avocado.transforms import transform_named
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "in_space",
     "layers_of",
     "read_folder",
+    "read_pieces",
     "read_tracks",
     "sources_of",
     "tracks_to_score",
@@ -45,8 +48,8 @@ __all__ = [
 
 POSITIONS = 1 << 18
 """Positions of a dask chunk, at most."""
-BATCH = 1 << 25
-"""Values of one method that are held at once, where a single track has not more."""
+BATCH = 1 << 24
+"""Values of one method that are held at once, where an axis is one piece."""
 
 Space = Literal["arcsinh", "signal"]
 
@@ -119,8 +122,16 @@ def aligned(layer: xr.DataArray, ds: xr.Dataset) -> xr.DataArray:
         bins_of(layer if "binsize" in layer.attrs else layer.assign_attrs(binsize=ds.attrs.get("binsize"))),
     )
     if mine != theirs:
-        layer = layer.isel({POSITION: theirs.rows_of(mine)})
+        layer = layer.isel({POSITION: _rows_of(mine, theirs)})
     return layer.assign_attrs(transform=layer.attrs.get("transform", ds.attrs.get("transform", "none")))
+
+
+def _rows_of(mine: GenomeBins, theirs: GenomeBins) -> slice | np.ndarray:
+    theirs.check_covers(mine)
+    first, last = theirs.overlaps(*mine.segments.to_numpy(object).T)
+    if len(mine) and mine.binsize == theirs.binsize and (first[1:] == last[:-1]).all():
+        return slice(int(first[0]), int(last[-1]))
+    return theirs.rows_of(mine)
 
 
 def read_folder(folder: str | Path, ds: xr.Dataset, *, tracks: Iterable[Experiment]) -> xr.DataArray:
@@ -202,27 +213,50 @@ def _the_one(found: list[Path], folder: Path, pair: Experiment) -> Path:
 
 
 def true_layer(truth: xr.Dataset, ds: xr.Dataset) -> xr.DataArray:
-    """The observed tracks of the truth on the cube's bins."""
-    transform = truth.attrs.get("transform", "none")
-    return aligned(truth[SIGNAL].where(truth[OBSERVED]).assign_attrs(transform=transform), ds)
+    """The tracks of the truth on the cube's bins."""
+    return aligned(truth[SIGNAL].assign_attrs(transform=truth.attrs.get("transform", "none")), ds)
+
+
+def read_pieces(
+    layers: Mapping[str, xr.DataArray], pairs: list[Experiment], space: Space
+) -> Iterator[tuple[Experiment, slice, dict[str, np.ndarray]]]:
+    """Compute track by track and piece by piece, all layers together, so that they share what they read: float32.
+
+    Where an axis is one piece, as many tracks are computed at once as ``BATCH`` allows.
+    """
+    n = next(iter(layers.values())).sizes[POSITION]
+    step = max(1, BATCH // max(1, n)) if len(pieces_of(n)) == 1 else 1
+    for batch in (pairs[i : i + step] for i in range(0, len(pairs), step)):
+        tracks = [{name: layer.sel(pair._asdict()).variable for name, layer in layers.items()} for pair in batch]
+        for rows in pieces_of(n):
+            lazy = [{name: track[{POSITION: rows}].data for name, track in each.items()} for each in tracks]
+            for pair, values in zip(batch, dask.compute(lazy)[0], strict=True):
+                yield pair, rows, {k: in_space(v, layers[k].attrs["transform"], space) for k, v in values.items()}
 
 
 def read_tracks(
     layers: Mapping[str, xr.DataArray], pairs: list[Experiment], space: Space
 ) -> Iterator[tuple[Experiment, dict[str, np.ndarray]]]:
-    """Compute a few tracks at a time, all layers together, so that they share what they read."""
-    step = max(1, BATCH // max(1, next(iter(layers.values())).sizes[POSITION]))
-    for batch in (pairs[i : i + step] for i in range(0, len(pairs), step)):
-        lazy = [{name: layer.sel(pair._asdict()).data for name, layer in layers.items()} for pair in batch]
-        for pair, values in zip(batch, dask.compute(lazy)[0], strict=True):
-            yield pair, {name: in_space(v, layers[name].attrs["transform"], space) for name, v in values.items()}
+    """Compute whole tracks: those of more than a piece lie in temporary files, 4 bytes a bin and layer."""
+    for pair, rows, values in read_pieces(layers, pairs, space):
+        n = next(iter(layers.values())).sizes[POSITION]
+        if rows == slice(0, n):
+            yield pair, values
+            continue
+        if rows.start == 0:
+            whole = {name: empty(n, np.float32) for name in values}
+        for name, track in whole.items():
+            track[rows] = values[name]
+        if rows.stop == n:
+            yield pair, whole
 
 
 def in_space(values: np.ndarray, transform: str, space: str) -> np.ndarray:
-    """Convert values of a cube of that transform to arcsinh or to the signal's own units."""
+    """Convert values of a cube of that transform to arcsinh or to the signal's own units: float32."""
+    values = values.astype(np.float32, copy=False)
     if transform == space or (transform == "none" and space == "signal"):
         return values
-    signal = transform_named(transform).inverse(values if values.dtype.itemsize > 2 else values.astype(np.float32))
+    signal = transform_named(transform).inverse(values)
     return signal if space == "signal" else transform_named(space).forward(signal)
 
 
