@@ -128,6 +128,35 @@ def test_evaluate_scores_what_was_held_out(work, tmp_path, capsys):
     assert {tuple(row) for row in table[["celltype", "assay"]].values} == {HELD}
 
 
+def test_evaluate_gives_the_table_that_python_gives_and_draws_it(work, tmp_path):
+    fitted, truth = xa.open_cube(work / "cube.fitted.zarr"), xa.open_cube(work / "cube.zarr")
+    elsewhere = fitted.avocado.impute(tracks=[HELD]).avocado.to_bigwig(tmp_path / "theirs", progress=False)
+    genes = tmp_path / "genes.bed"
+    genes.write_text("chr1\t5000\t9000\tg1\t0\t+\nchr2\t2000\t6000\tg2\t0\t-\n")
+    command = ["evaluate", str(work / "cube.fitted.zarr"), "--truth", str(work / "cube.zarr"), "--quiet"]
+    command += ["--method", "imputed", "--method", "ridge", "--method", f"theirs={tmp_path / 'theirs'}"]
+    command += ["--genes", str(genes), "--convention", "challenge", "--space", "signal"]
+    assert main([*command, "--out", str(tmp_path / "s.tsv"), "--plot", str(tmp_path / "s.png")]) == 0
+    expected = fitted.avocado.impute(tracks=[HELD]).avocado.evaluate(
+        truth,
+        methods={"imputed": "imputed", "ridge": "ridge", "theirs": tmp_path / "theirs"},
+        annotations={"genes": genes},
+        convention="challenge",
+        space="signal",
+        progress=False,
+    )
+    table = pd.read_csv(tmp_path / "s.tsv", sep="\t")
+    pd.testing.assert_frame_equal(table, expected, check_dtype=False)
+    assert table.msegene.notna().all() and table.mseprom.notna().all()
+    assert len(elsewhere) == 1 and (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_of_baselines_needs_no_model(work, capsys):
+    command = ["evaluate", str(work / "cube.zarr"), "--method", "average", "--measure", "mse", "--quiet"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("average") == 9
+
+
 def test_mistakes_are_told_in_one_line(work, tmp_path, capsys):
     cube, fitted = str(work / "cube.zarr"), str(work / "cube.fitted.zarr")
     assert "no store" in failed(capsys, "info", str(tmp_path / "nothing.zarr"))
@@ -138,6 +167,7 @@ def test_mistakes_are_told_in_one_line(work, tmp_path, capsys):
     assert "chr9" in failed(capsys, "impute", fitted, str(tmp_path / "x"), "--region", "chr9:1-100")
     assert ".tsv or .bed" in failed(capsys, "embed", fitted, str(tmp_path / "e.csv"))
     assert ".tsv or .h5ad" in failed(capsys, "embed", fitted, str(tmp_path / "e.bed"), "--axis", "celltype")
+    assert ".png, .pdf, .svg" in failed(capsys, "evaluate", fitted, "--plot", str(tmp_path / "scores.xls"))
     missing = ["build", str(tmp_path / "no.tsv"), str(tmp_path / "c.zarr"), "--genome", str(work / "sizes.txt")]
     assert "no.tsv" in failed(capsys, *missing)
     assert not list(tmp_path.iterdir()), "nothing is left behind"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
@@ -172,6 +175,94 @@ def test_bootstraps_each_leave_another_part_out(held: xr.Dataset, cube: xr.Datas
     sums = (table.mse * table.bins).groupby([table.celltype, table.assay]).sum()
     np.testing.assert_allclose(sums.to_numpy(), 3 * n * whole.mse.to_numpy(), rtol=1e-6)
     assert table.groupby("celltype").mse.nunique().tolist() == [4, 4]
+
+
+# --- axes of many pieces ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("convention", measures.CONVENTIONS)
+@pytest.mark.parametrize("bootstraps", [0, 3])
+def test_an_axis_of_many_pieces_is_scored_as_one(
+    held: xr.Dataset,
+    cube: xr.Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    convention: str,
+    bootstraps: int,
+) -> None:
+    holes = held.guess.where(np.arange(cube.sizes["position"]) % 11 > 0)
+    for c, a in HELD:
+        values = np.sinh(held.guess.sel(celltype=c, assay=a).values)
+        write_bins(tmp_path / f"{c}.{a}.bw", bins_of(cube), values, cube.attrs["chromsizes"])
+    peaks = GENES.assign(celltype="C1", assay="H3K4me3")
+    own = {
+        "methods": {"guess": "guess", "holes": holes, "average": "average", "elsewhere": tmp_path},
+        "annotations": {"genes": GENES, "enhancers": GENES[:2], "peaks": peaks},
+        "space": "signal",
+        "convention": convention,
+        "bootstraps": bootstraps,
+        "progress": False,
+    }
+    whole = evaluate(held.chunk(position=9_000), cube, **own)
+    assert whole.drop(columns="catchpeakobs").notna().all(axis=None)
+    monkeypatch.setattr("xr_avocado.pieces.PIECE", 10_007)
+    pieces = evaluate(held.chunk(position=9_000), cube, **own)
+    pd.testing.assert_frame_equal(pieces, whole, rtol=1e-9, atol=1e-12)
+
+
+class Counted:
+    """A lazy layer of two cell types that counts how often each of its bins is computed."""
+
+    dtype, ndim = np.dtype(np.float32), 3
+
+    def __init__(self, bins: int, seed: int) -> None:
+        self.shape, self.times, self.seed = (2, 1, bins), np.zeros((2, bins), int), seed
+
+    def __getitem__(self, key: tuple) -> np.ndarray:
+        self.times[key[0], key[2]] += 1
+        start, stop, _ = key[2].indices(self.shape[2])
+        block = np.random.default_rng([self.seed, start]).random((2, 1, stop - start), np.float32)
+        return block[(*key[:2], slice(None))]
+
+
+def long_cube(bins: int) -> tuple[xr.Dataset, Counted]:
+    layers = Counted(bins, 0), Counted(bins, 1)
+    signal, guess = (
+        (("celltype", "assay", "position"), da.from_array(layer, (1, 1, 5_000), asarray=False, name=False))
+        for layer in layers
+    )
+    cube = xr.Dataset(
+        {"signal": signal, "guess": guess, "observed": (("celltype", "assay"), [[True], [True]])},
+        {"celltype": ["C1", "C2"], "assay": ["H3K4me3"]},
+        {"transform": "arcsinh"},
+    )
+    return assign_bins(cube, GenomeBins([("chr1", 0, 25 * bins)], 25)), layers[1]
+
+
+def peak_memory(bins: int) -> float:
+    """Bytes that scoring a cube of so many bins takes at most."""
+    genes = GENES[:2]
+    annotations = {"genes": genes, "enhancers": genes, "peaks": genes.assign(celltype="C1", assay="H3K4me3")}
+    cube, guess = long_cube(bins)
+    gc.collect()
+    tracemalloc.start()
+    table = evaluate(
+        cube, tracks=[("C1", "H3K4me3")], methods=["guess"], annotations=annotations, bootstraps=2, progress=False
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert table.notna().all(axis=None)
+    assert (guess.times == [[1], [0]]).all(), "each bin of a layer is computed once"
+    return peak
+
+
+def test_memory_does_not_grow_with_the_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xr_avocado.pieces.PIECE", 20_000)
+    monkeypatch.setattr("xr_avocado.pieces.SAMPLE", 2_000)
+    peak_memory(50_000)
+    short, long = peak_memory(100_000), peak_memory(400_000)
+    assert long < 1.5 * short
+    assert long < 2 * 400_000 * 4, "less than the two tracks themselves"
 
 
 # --- annotations --------------------------------------------------------------------------------------------

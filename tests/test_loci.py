@@ -16,6 +16,13 @@ from xr_avocado.loci import Relationship, relationships, variable_loci
 HELD = [("C1", "H3K4me3"), ("C2", "H3K4me3"), ("C2", "H3K27ac")]
 
 
+@pytest.fixture(autouse=True, params=[None, 1_000], ids=["whole", "pieces"])
+def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs on an axis in memory and on one of many pieces."""
+    if request.param is not None:
+        monkeypatch.setattr("xr_avocado.pieces.PIECE", request.param)
+
+
 @pytest.fixture(scope="module")
 def cube() -> xr.Dataset:
     return xa.datasets.simulate(n_celltypes=4, n_assays=3, chromsizes={"chr1": 400_000})

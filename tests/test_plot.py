@@ -161,12 +161,81 @@ def test_history_needs_a_fit(simulated):
         plot.history(simulated)
 
 
-def test_scores_put_each_method_on_its_track():
-    rows = [("C1", "DNase", "imputed", 0.1), ("C1", "DNase", "average", 0.2), ("C2", "DNase", "imputed", 0.3)]
-    ax = plot.scores(pd.DataFrame(rows, columns=["celltype", "assay", "method", "mse"]))
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["C1 DNase", "C2 DNase"]
-    points = {dots.get_label(): dots.get_offsets().tolist() for dots in ax.collections[1:]}
-    assert points["imputed"] == [[0.1, 0], [0.3, 1]]
-    assert points["average activity"][0] == [0.2, 0]
-    with pytest.raises(CubeError, match="'r2' is not a measure"):
-        plot.scores(pd.DataFrame(rows, columns=["celltype", "assay", "method", "mse"]), measure="r2")
+SCORES = pd.DataFrame(
+    [
+        ("C1", "DNase", "imputed", "arcsinh", 0.1, 0.9, np.nan),
+        ("C1", "DNase", "average", "arcsinh", 0.2, 0.8, np.nan),
+        ("C2", "DNase", "imputed", "arcsinh", 0.3, 0.7, np.nan),
+        ("C2", "H3K4me3", "imputed", "arcsinh", 0.5, 0.6, np.nan),
+        ("C2", "H3K4me3", "average", "arcsinh", 0.4, 0.5, np.nan),
+    ],
+    columns=["celltype", "assay", "method", "space", "mse", "gwcorr", "mseprom"],
+)
+
+
+def dots_of(ax: plt.Axes) -> dict[str, list[tuple[int, float]]]:
+    """Mark and height of each method's dots."""
+    dots = {c.get_label(): c.get_offsets() for c in ax.collections if not c.get_label().startswith("_")}
+    return {name: [(round(float(x)), round(float(y), 6)) for x, y in at] for name, at in dots.items()}
+
+
+def test_scores_have_a_panel_a_measure_marks_across_and_a_color_a_method():
+    axes = plot.scores(SCORES)
+    assert [ax.get_title(loc="left") for ax in axes] == ["mse (arcsinh)", "gwcorr"], "mseprom has no value"
+    assert [ax.get_ylabel() for ax in axes] == ["↓ lower is better", "↑ higher is better"]
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["DNase", "H3K4me3"]
+    assert dots_of(axes[0]) == {"imputed": [(0, 0.1), (0, 0.3), (1, 0.5)], "average": [(0, 0.2), (1, 0.4)]}
+    means = [line[0, 1] for c in axes[0].collections for line in getattr(c, "get_segments", list)()]
+    assert means == pytest.approx([0.2, 0.5, 0.2, 0.4])
+    faces = [to_hex(c.get_facecolor()) for c in axes[0].collections if c.get_label() in ("imputed", "average")]
+    assert len(set(faces)) == 2
+    legend = next(ax.get_legend() for ax in axes if ax.get_legend())
+    assert [text.get_text() for text in legend.get_texts()][:2] == ["imputed", "average activity"]
+
+
+def test_bootstraps_are_drawn_at_their_mean():
+    table = pd.concat([SCORES.assign(bootstrap=0), SCORES.assign(bootstrap=1, mse=SCORES.mse + 0.2)])
+    (ax,) = plot.scores(table, measures="mse")
+    assert dots_of(ax)["average"] == [(0, 0.3), (1, 0.5)]
+
+
+def test_scores_are_drawn_into_axes_that_are_given():
+    _, own = plt.subplots(1, 2)
+    assert plot.scores(SCORES, measures=["gwcorr", "mse"], axes=own)[0] is own[0]
+    with pytest.raises(ValueError, match="1 measures to draw, but 2 axes"):
+        plot.scores(SCORES, measures="mse", axes=own)
+    with pytest.raises(ValueError, match="no measure 'r2'; it has mse, gwcorr"):
+        plot.scores(SCORES, measures="r2")
+    with pytest.raises(ValueError, match="nothing to draw"):
+        plot.scores(SCORES[:0])
+
+
+def test_scores_of_every_measure_and_method_can_be_drawn(cube):
+    table = cube.avocado.evaluate(methods=["average", "additive", "ridge"], tracks=[("C1", "DNase")], progress=False)
+    axes = plot.scores(table)
+    axes[0].figure.canvas.draw()
+    assert len(axes) == 11
+
+
+def test_loci_show_each_method_by_the_number_of_cell_types():
+    rows = [
+        ("A1", method, k, 10 * k, 0.1 * k, 0.2 * k, 0.3 * k)
+        for method in ("observed", "average", "ours")
+        for k in (1, 2, 3)
+    ]
+    table = pd.DataFrame(rows, columns=["assay", "method", "celltypes", "bins", "mse", "recall", "precision"])
+    table = pd.concat([table, table.assign(assay="A2")])
+    axes = plot.loci(table)
+    axes[0, 0].figure.canvas.draw()
+    assert axes.shape == (4, 2)
+    assert [ax.get_ylabel() for ax in axes[:, 0]] == ["mse (arcsinh)", "recall", "precision", "bins"]
+    for row, name in enumerate(("mse", "recall", "precision")):
+        lines = {line.get_label(): line for line in axes[row, 1].lines}
+        assert set(lines) == {"observed", "average activity", "ours"}
+        np.testing.assert_array_equal(lines["ours"].get_xdata(), [1, 2, 3])
+        np.testing.assert_allclose(lines["ours"].get_ydata(), table[name][:3])
+        assert len({line.get_color() for line in lines.values()}) == 3
+    assert [bar.get_height() for bar in axes[3, 0].patches] == [10, 20, 30]
+    assert plot.loci(table, assay="A2").shape == (4, 1)
+    with pytest.raises(ValueError, match="'A3'.*A1, A2"):
+        plot.loci(table, assay="A3")

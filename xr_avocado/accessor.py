@@ -9,7 +9,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import xarray as xr
 
-from xr_avocado import baselines, cube, embed, evaluate, fit, impute, index, search
+from xr_avocado import baselines, cube, embed, evaluate, fit, impute, index, loci, search
 from xr_avocado.genome import GenomeBins
 from xr_avocado.io import export, zarr
 
@@ -36,8 +36,8 @@ class AvocadoAccessor:
     """Verbs on a cube of epigenomic signal; each returns a new object, so they chain.
 
     Choose: ``sel`` a region, ``coarsen`` the bins, ``hold_out`` experiments. Model: ``fit``, ``impute`` tracks, ``embed`` bins, cell
-    types and assays, ``average`` activity, ``evaluate`` against truth, ``cross_validate``, ``search`` for settings. Write:
-    ``to_zarr``, ``to_bigwig``. Look: ``experiments`` that were run, ``bins`` of the genome axis.
+    types and assays, ``average`` activity. Score: ``evaluate`` against truth, ``cross_validate``, ``variable_loci``,
+    ``relationships`` between marks, ``search`` for settings. Write: ``to_zarr``, ``to_bigwig``. Look: ``experiments`` that were run, ``bins`` of the genome axis.
     """
 
     def __init__(self, ds: xr.Dataset) -> None:
@@ -53,6 +53,8 @@ class AvocadoAccessor:
     # Within the class body, `evaluate` is the module up to the line that names the method.
     cross_validate = _verb(evaluate.cross_validate)
     evaluate = _verb(evaluate.evaluate)
+    variable_loci = _verb(loci.variable_loci)
+    relationships = _verb(loci.relationships)
     search = _verb(search.search)
     to_zarr = _verb(zarr.to_zarr)
     to_bigwig = _verb(export.to_bigwig)

@@ -30,15 +30,18 @@ def rows_under(bins: GenomeBins, intervals: pd.DataFrame, kind: str = "intervals
     CubeError
         Where none does.
     """
-    first, last = bins.overlaps(
-        intervals["chrom"].to_numpy(), intervals["start"].to_numpy(), intervals["end"].to_numpy()
-    )
-    if not (first < last).any():
+    rows = _rows_under(bins, intervals)
+    if not rows.first.size:
         raise CubeError(
             f"none of the {len(intervals):,} {kind} overlaps a bin of this cube, which has "
             f"{', '.join(bins.chroms[:6])}: are the chromosomes named the same, and is it the same assembly?"
         )
-    return Spans(first, last).once()
+    return rows
+
+
+def _rows_under(bins: GenomeBins, intervals: pd.DataFrame) -> Spans:
+    chrom, start, end = (intervals[name].to_numpy() for name in ("chrom", "start", "end"))
+    return Spans(*bins.overlaps(chrom, start, end)).once()
 
 
 def promoters_of(genes: pd.DataFrame, upstream: int = UPSTREAM) -> pd.DataFrame:
@@ -117,8 +120,11 @@ class Peaks:
         return [pair.celltype for pair in self._by_track if pair.assay == assay]
 
     def rows(self, bins: GenomeBins, pair: Experiment) -> Spans:
-        """Find the bins under a peak of a track."""
-        return rows_under(bins, as_frame(self._by_track[pair]), f"peaks of {pair}")
+        """Find the bins under a peak of a track; there may be none in a region of a chromosome that has peaks."""
+        peaks = as_frame(self._by_track[pair])
+        if peaks["chrom"].isin(bins.chroms).any():
+            return _rows_under(bins, peaks)
+        return rows_under(bins, peaks, f"peaks of {pair}")
 
 
 class Marks:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from xr_avocado.cube import (
     ASSAY,
+    AVERAGE,
     CELLTYPE,
     FITTED,
     IMPUTED,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 Run = Callable[[argparse.Namespace], None]
+FIGURES = (".png", ".pdf", ".svg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,17 +184,51 @@ def _write_factors(cube: xr.Dataset, axis: str, out: Path, a: argparse.Namespace
 
 
 def evaluate(a: argparse.Namespace) -> None:
-    """Score imputed tracks against a cube that has them, beside average activity."""
+    """Score imputed tracks against a cube that has them, beside baselines and tracks imputed elsewhere."""
     from xr_avocado import evaluate as verb
     from xr_avocado import impute as imputation
     from xr_avocado.io.zarr import open_cube
 
+    if a.plot and Path(a.plot).suffix not in FIGURES:
+        raise CubeError(f"{a.plot!r}: write figures to {', '.join(FIGURES)}")
     cube = open_cube(a.fitted)
     truth = open_cube(a.truth) if a.truth else None
     tracks = [_track(text) for text in a.track] if a.track else None
-    full = cube if IMPUTED in cube else imputation.impute(cube, tracks=tracks, device=a.device)
-    table = verb.evaluate(full, truth, tracks=tracks, space=a.space, measures=a.measure or None, progress=a.progress)
+    methods = dict(_method(text) for text in a.method or (IMPUTED, AVERAGE))
+    if IMPUTED in methods.values() and IMPUTED not in cube:
+        cube = imputation.impute(cube, tracks=tracks, device=a.device)
+    table = verb.evaluate(
+        cube,
+        truth,
+        tracks=tracks,
+        methods=methods,
+        annotations={"genes": a.genes, "enhancers": a.enhancers},
+        space=a.space,
+        convention=a.convention,
+        measures=a.measure or None,
+        progress=a.progress,
+    )
     _show(table, a.out)
+    if a.plot:
+        _draw(table, Path(a.plot))
+
+
+def _method(text: str) -> tuple[str, str]:
+    name, _, source = text.partition("=")
+    return name, source or name
+
+
+def _draw(table: pd.DataFrame, target: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    from xr_avocado import plot
+    from xr_avocado.io.atomic import replacing
+
+    figure = plot.scores(table)[0].figure
+    with replacing(target) as temporary:
+        figure.savefig(temporary, dpi=150, format=target.suffix[1:])
+    plt.close(figure)
+    print(target)
 
 
 def info(a: argparse.Namespace) -> None:
@@ -364,6 +400,21 @@ def _evaluate_options(add: Callable[..., Any]) -> None:
     add("--truth", metavar="CUBE", help="store with the tracks that were held out (default: FITTED itself)")
     add("--track", action="append", default=[], metavar="CELLTYPE:ASSAY", help="score this track; may be repeated")
     add(
+        "--method",
+        action="append",
+        metavar="NAME[=FOLDER]",
+        help="a layer or baseline (imputed, average, celltype_average, additive, ridge, cp), or a name of yours for a "
+        "folder of bigWigs; may be repeated (default: imputed and average)",
+    )
+    add("--genes", metavar="BED", help="genes with their strand, for the scores in genes and promoters")
+    add("--enhancers", metavar="BED", help="enhancers, for the score in them")
+    add(
+        "--convention",
+        default="avocado",
+        choices=["avocado", "challenge", "chromimpute"],
+        help="how ties, missing bins and annotations are counted (default: avocado)",
+    )
+    add(
         "--space",
         default="arcsinh",
         choices=["arcsinh", "signal"],
@@ -371,6 +422,7 @@ def _evaluate_options(add: Callable[..., Any]) -> None:
     )
     add("--measure", action="append", metavar="NAME", help="such as mse, gwcorr; may be repeated (default: all)")
     add("--out", metavar="TSV", help="write the table there instead of showing it")
+    add("--plot", metavar="FILE", help="draw the scores by mark and method: .png, .pdf or .svg")
     _device_option(add)
 
 

@@ -47,7 +47,9 @@ __all__ = ["cross_validate", "evaluate", "rank", *MEASURES]
 logger = logging.getLogger("xr_avocado")
 
 TRUTH = ""
-BESIDE = 40
+BLOCK = 1 << 16
+"""Bins that are dealt out to bootstrap parts at a time."""
+BESIDE = 42
 """Bytes a bin of temporary files beside the layers': ranks, copies without NaN, variance, parts and masks."""
 
 
@@ -72,8 +74,11 @@ def evaluate(
     ``cube.avocado.hold_out(tracks).avocado.fit().avocado.impute().avocado.evaluate(cube)``. Baselines leave each track
     out of its own prediction; a model cannot, and the column ``trained`` marks the tracks that it was fitted to.
 
-    Memory: as many tracks at a time as fit 128 MB a method, at least one; scoring takes some 40 bytes a bin beside them
-    (6 GB for a whole human genome at 25 bp; cut both cubes to a chromosome for less).
+    Memory: under 0.5 GB, however long the axis, beside what the layers take to be computed. Axes of up to 2^22 bins (105
+    Mb at 25 bp) are scored in memory, as many tracks at a time as fit 64 MB a method; longer ones piece by piece, with
+    one track of each method and what is derived of it in temporary files (``TMPDIR``), some 35 bytes a bin for two
+    methods: 4 GB for a human genome, and twice that where bins are missing. Each layer is computed once. No score is
+    approximate. Measured on 60 million bins, one track, two methods, all measures: 0.33 GB.
 
     Parameters
     ----------
@@ -119,6 +124,8 @@ def evaluate(
         ``ds``, or no interval of an annotation is on it.
     ValueError
         Where a method, measure, space or convention is unknown.
+    OSError
+        Where the disk has no room for the temporary files.
 
     Examples
     --------
@@ -147,8 +154,8 @@ def evaluate(
                 about["trained"] = pair in fitted_to and sources[method] is IMPUTED
                 rows.append({**pair._asdict(), **about, "bootstrap": sample, **scores})
                 bar.update(int(sample == max(0, bootstraps - 1)))
-    order = {**{tuple(pair): i for i, pair in enumerate(pairs)}, **{method: i for i, method in enumerate(sources)}}
-    rows.sort(key=lambda row: (order[row[CELLTYPE], row[ASSAY]], order[row["method"]]))
+    order = {(celltype, assay): i for i, (celltype, assay) in enumerate(pairs)}
+    rows.sort(key=lambda row: (order[row[CELLTYPE], row[ASSAY]], list(sources).index(row["method"])))
     return pd.DataFrame(rows, columns=[CELLTYPE, ASSAY, "method", "space", OBSERVED, "trained", *scorer.columns])
 
 
@@ -197,10 +204,10 @@ class Scorer:
 
 
 def _random_parts(n: int, parts: int, seed: int) -> np.ndarray:
-    """Deal bins out to parts of equal size, 2^20 bins at a time."""
+    """Deal bins out to parts of equal size, block by block."""
     rng, part_of = np.random.default_rng(seed), empty(n, np.min_scalar_type(parts))
-    for start in range(0, n, 1 << 20):
-        block = part_of[start : start + (1 << 20)]
+    for start in range(0, n, BLOCK):
+        block = part_of[start : start + BLOCK]
         block[:] = rng.permutation(block.size) % parts
     return part_of
 

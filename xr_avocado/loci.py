@@ -16,7 +16,8 @@ from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of
 from xr_avocado.intervals import as_frame
 from xr_avocado.measures import gwcorr
-from xr_avocado.methods import layers_of, read_tracks, sources_of, tracks_to_score, true_layer
+from xr_avocado.methods import layers_of, read_pieces, sources_of, tracks_to_score, true_layer
+from xr_avocado.pair import Spans
 
 __all__ = ["RELATIONSHIPS", "Relationship", "relationships", "variable_loci"]
 
@@ -41,7 +42,7 @@ def variable_loci(
     above 1.4436, a -log10 p of 2. The observed signal, called in the same way, is the reference: ``method`` is
     ``observed``.
 
-    Memory: a few tracks at a time, as `evaluate`.
+    Memory: a piece of 2^22 bins at a time, of every method, or as many short tracks as fit 64 MB a method.
 
     Parameters
     ----------
@@ -64,7 +65,18 @@ def variable_loci(
 
     References
     ----------
-    Schreiber et al. 2020, section "Avocado's imputations at variable loci" and figure 2.
+    Schreiber et al. 2020, section "Avocado's imputations at variable loci" and figure 2, which ``xr_avocado.plot.loci`` draws.
+
+    Examples
+    --------
+    >>> import pandas as pd, xr_avocado as xa
+    >>> cube = xa.datasets.simulate(n_celltypes=3, n_assays=2)
+    >>> peaks = pd.DataFrame(
+    ...     {"chrom": "chr1", "start": [50_000], "end": [60_000], "celltype": "C1", "assay": "H3K4me3"}
+    ... )
+    >>> table = cube.avocado.variable_loci(peaks=peaks, methods=["average"], progress=False)
+    >>> table[["method", "celltypes", "bins"]].values.tolist()
+    [['observed', 1, 400], ['average', 1, 400]]
     """
     true_cube, called = check_cube(ds if truth is None else truth, SIGNAL), Peaks(peaks)
     pairs = [pair for pair in tracks_to_score(ds, true_cube, tracks) if pair in called]
@@ -74,32 +86,25 @@ def variable_loci(
     bins, rows = bins_of(ds), []
     with tqdm(total=len(pairs), desc="variable loci", unit="track", disable=not progress) as bar:
         for assay in dict.fromkeys(pair.assay for pair in pairs):
-            shared = _sharing(called, bins, assay)
-            counts = {name: np.zeros((5, shared.max() + 1)) for name in layers}
-            for pair, values in read_tracks(layers, [p for p in pairs if p.assay == assay], "arcsinh"):
-                own = called.mask(bins, pair)
+            peaks_of = {c: called.rows(bins, Experiment(c, assay)) for c in called.celltypes(assay)}
+            counts = {name: np.zeros((5, len(peaks_of) + 1)) for name in layers}
+            for pair, piece, values in read_pieces(layers, [p for p in pairs if p.assay == assay], "arcsinh"):
+                shared = np.sum([spans.cover(piece) for spans in peaks_of.values()], axis=0)
+                own = peaks_of[pair.celltype].cover(piece) > 0
                 for name, p in values.items():
-                    counts[name] += _counts(values[REFERENCE], p, own, shared)
-                bar.update()
+                    counts[name] += _counts(values[REFERENCE], p, own, shared, len(peaks_of))
+                bar.update(int(piece.stop == len(bins)))
             rows += [row for name, count in counts.items() for row in _by_celltypes(assay, name, count)]
     return pd.DataFrame(rows, columns=[ASSAY, "method", "celltypes", "bins", "mse", "recall", "precision"])
 
 
-def _sharing(called: Peaks, bins: GenomeBins, assay: str) -> np.ndarray:
-    """Count the cell types with a peak of the assay over each bin."""
-    shared = np.zeros(len(bins), np.int32)
-    for celltype in called.celltypes(assay):
-        shared += called.mask(bins, Experiment(celltype, assay))
-    return shared
-
-
-def _counts(y: np.ndarray, p: np.ndarray, peak: np.ndarray, shared: np.ndarray) -> np.ndarray:
+def _counts(y: np.ndarray, p: np.ndarray, peak: np.ndarray, shared: np.ndarray, most: int) -> np.ndarray:
     """Sums by the number of cell types that share a bin: bins, squared errors, peaks, calls, called peaks."""
-    there = (shared > 0) & ~(np.isnan(y) | np.isnan(p))
+    there = np.flatnonzero((shared > 0) & ~(np.isnan(y) | np.isnan(p)))
     y, p, peak, at = y[there], p[there], peak[there], shared[there]
     call = p > PEAK
-    weights = [np.ones(at.size), (y - p) ** 2, peak, call, peak & call]
-    return np.stack([np.bincount(at, weights=w, minlength=shared.max() + 1) for w in weights])
+    weights = [np.ones(at.size), (y - p).astype(np.float64) ** 2, peak, call, peak & call]
+    return np.stack([np.bincount(at, weights=w, minlength=most + 1) for w in weights])
 
 
 def _by_celltypes(assay: str, method: str, counts: np.ndarray) -> list[tuple[Any, ...]]:
@@ -147,7 +152,7 @@ def relationships(
     taken, and the two marks are correlated (Pearson) over all genes that the cube holds. The Avocado paper looks at
     these pairs too, but its formula is in a supplement that we do not have: this one is our own.
 
-    Memory: a few tracks at a time, as `evaluate`.
+    Memory: that of `variable_loci`.
 
     Parameters
     ----------
@@ -168,18 +173,29 @@ def relationships(
     ------
     CubeError
         Where no cell type has both marks of a pair, or no gene lies on the cube.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, xr_avocado as xa
+    >>> start = np.arange(10_000, 700_000, 10_000)
+    >>> genes = pd.DataFrame({"chrom": "chr1", "start": start, "end": start + 5_000, "strand": "+"})
+    >>> table = xa.datasets.simulate().avocado.relationships(genes=genes, methods=["average"], progress=False)
+    >>> table.columns.tolist()
+    ['celltype', 'relationship', 'expected', 'method', 'genes', 'r_observed', 'r']
     """
     true_cube, bins = check_cube(ds if truth is None else truth, SIGNAL), bins_of(ds)
     wanted = _comparisons(true_cube, pairs)
     tracks = list(dict.fromkeys(track for _, first, second in wanted for track in (first, second)))
     layers = {"": true_layer(true_cube, ds), **layers_of(ds, sources_of(ds, methods), tracks)}
     places = _places(bins, as_frame(genes))
-    means = {}
-    for track, values in tqdm(
-        read_tracks(layers, tracks, "arcsinh"), total=len(tracks), desc="relationships", disable=not progress
-    ):
-        for name, v in values.items():
-            means.update({(name, track, place): _means(v, *rows) for place, rows in places.items()})
+    sums: dict[tuple[str, Experiment, str], np.ndarray] = {}
+    with tqdm(total=len(tracks), desc="relationships", unit="track", disable=not progress) as bar:
+        for track, piece, values in read_pieces(layers, tracks, "arcsinh"):
+            for name, v in values.items():
+                for place, spans in places.items():
+                    sums[name, track, place] = sums.get((name, track, place), 0) + _sums(v, spans, piece)
+            bar.update(int(piece.stop == len(bins)))
+    means = {key: _mean(*of_genes) for key, of_genes in sums.items()}
     rows = []
     for pair, first, second in wanted:
         r = {
@@ -187,7 +203,7 @@ def relationships(
             for name in layers
         }
         rows += [
-            (first.celltype, str(pair), pair.expected, name, len(places["body"][0]), r[""], r[name])
+            (first.celltype, str(pair), pair.expected, name, len(places["body"].first), r[""], r[name])
             for name in r
             if name
         ]
@@ -206,7 +222,7 @@ def _comparisons(truth: xr.Dataset, pairs: Iterable[Relationship]) -> list[tuple
     return found
 
 
-def _places(bins: GenomeBins, genes: pd.DataFrame) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _places(bins: GenomeBins, genes: pd.DataFrame) -> dict[str, Spans]:
     """Rows of the promoter and the body of each gene that has both on the cube."""
     promoters = promoters_of(genes)
     body, promoter = (
@@ -216,12 +232,17 @@ def _places(bins: GenomeBins, genes: pd.DataFrame) -> dict[str, tuple[np.ndarray
     both = (body[0] < body[1]) & (promoter[0] < promoter[1])
     if not both.any():
         raise CubeError(f"none of the {len(genes):,} genes has its promoter and body on this cube")
-    return {"body": (body[0][both], body[1][both]), "promoter": (promoter[0][both], promoter[1][both])}
+    return {"body": Spans(*(ends[both] for ends in body)), "promoter": Spans(*(ends[both] for ends in promoter))}
 
 
-def _means(values: np.ndarray, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+def _sums(values: np.ndarray, spans: Spans, rows: slice) -> np.ndarray:
+    """Sum of the values under each span within a piece, and their number: 2 x spans."""
     there = ~np.isnan(values)
-    total = np.concatenate([[0.0], np.cumsum(np.where(there, values, 0.0), dtype=np.float64)])
-    count = np.concatenate([[0], np.cumsum(there)])
-    n = count[last] - count[first]
-    return np.divide(total[last] - total[first], n, out=np.full(len(n), np.nan), where=n > 0)
+    first, last = (np.clip(ends - rows.start, 0, values.size) for ends in (spans.first, spans.last))
+    upto = np.cumsum([np.where(there, values, 0.0), there], axis=1, dtype=np.float64)
+    upto = np.concatenate([np.zeros((2, 1)), upto], axis=1)
+    return upto[:, last] - upto[:, first]
+
+
+def _mean(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)

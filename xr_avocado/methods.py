@@ -174,7 +174,7 @@ class _Folder:
     def __getitem__(self, key: tuple[Any, ...]) -> np.ndarray:
         from xr_avocado.io.bigwig import read_bins
 
-        celltypes, assays, positions = (np.arange(n)[k] for k, n in zip(key, self.shape, strict=True))
+        celltypes, assays, positions = (_rows(k, n) for k, n in zip(key, self.shape, strict=True))
         shape = celltypes.shape + assays.shape + positions.shape
         celltypes, assays, positions = map(np.atleast_1d, (celltypes, assays, positions))
         out = np.full((len(celltypes), len(assays), len(positions)), np.nan, np.float32)
@@ -184,6 +184,10 @@ class _Folder:
                     rows = slice(int(positions.min()), int(positions.max()) + 1)
                     out[i, j] = read_bins(self.files[c, a], self.bins, rows=rows)[positions - rows.start]
         return out.reshape(shape)
+
+
+def _rows(key: Any, n: int) -> np.ndarray:
+    return np.arange(*key.indices(n)) if isinstance(key, slice) else np.arange(n)[key]
 
 
 def _sheet(folder: Path) -> pd.DataFrame | None:

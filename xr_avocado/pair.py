@@ -226,9 +226,7 @@ class Pair:
     def _overlap(self, a: float, b: float) -> float:
         """Share of the truth's top fraction a that is in the prediction's top fraction b, as one of 1 % of the bins."""
         y, p, n1 = self.y.top(a), self.p.top(b), int(0.01 * len(self))
-        both = sum(
-            _count(y.mask(self.y.values[at], at) & p.mask(self.p.values[at], at)) for at in pieces_of(len(self))
-        )
+        both = sum(_count(y.mask(self.y.values[at], at) & p.mask(self.p.values[at], at)) for at in pieces_of(len(self)))
         return _ratio(both, n1)
 
     # --- the measures ------------------------------------------------------------------------------------------------
@@ -315,11 +313,11 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
     """Correlate two arrays that are not constant; twice through them, since one sum of squares would cancel."""
     pieces = pieces_of(x.size)
     mean_x, mean_y = (np.float64(sum(v[rows].sum(dtype=np.float64) for rows in pieces) / x.size) for v in (x, y))
-    xx = yy = xy = 0.0
+    moments = np.zeros(3)
     for rows in pieces:
         dx, dy = x[rows] - mean_x, y[rows] - mean_y
-        xx, yy, xy = xx + dx @ dx, yy + dy @ dy, xy + dx @ dy
-    return float(xy / np.sqrt(xx * yy))
+        moments += dx @ dy, dx @ dx, dy @ dy
+    return float(moments[0] / np.sqrt(moments[1] * moments[2]))
 
 
 def _top_auc(labelled: Track, ranked: Track) -> float:

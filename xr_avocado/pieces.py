@@ -74,16 +74,15 @@ def average_ranks(values: np.ndarray) -> np.ndarray:
     count = np.zeros(2 * splits.size + 1, np.int64)
     for rows in pieces_of(values.size):
         # Range 2i + 1 is the value of split i, and range 2i what lies between it and the split before.
-        within = np.searchsorted(splits, values[rows], "left") + np.searchsorted(splits, values[rows], "right")
+        i = np.searchsorted(splits, values[rows])
+        within = 2 * i + (np.append(splits, np.nan)[i] == values[rows])
         ranges[rows] = within
         count += np.bincount(within, minlength=count.size)
     below = np.cumsum(count) - count
     for rows in pieces_of(values.size):
         ranks[rows] = (below + (count + 1) / 2)[ranges[rows]]
     for between in np.flatnonzero(count[::2]) * 2:
-        at = np.concatenate(
-            [rows.start + np.flatnonzero(ranges[rows] == between) for rows in pieces_of(values.size)]
-        )
+        at = np.concatenate([rows.start + np.flatnonzero(ranges[rows] == between) for rows in pieces_of(values.size)])
         ranks[at] = below[between] + _ranks_of_piece(values[at])
     return ranks
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from xr_avocado.cube import (
@@ -26,6 +25,8 @@ from xr_avocado.cube import (
 )
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import bins_of, select
+from xr_avocado.plot_scores import loci, scores
+from xr_avocado.plot_style import COLORS, FAINT, INK, NAMES, OTHER_COLORS, colors_of, new_axes, quiet
 from xr_avocado.transforms import transform_named
 
 if TYPE_CHECKING:
@@ -33,13 +34,8 @@ if TYPE_CHECKING:
 
     from xr_avocado.search import Search
 
-__all__ = ["history", "panel", "scores", "search", "tracks"]
+__all__ = ["history", "loci", "panel", "scores", "search", "tracks"]
 
-# The palette of Okabe and Ito, whose colors stay apart for color-blind readers.
-COLORS = {SIGNAL: "#0072B2", IMPUTED: "#D55E00", AVERAGE: "#009E73"}
-OTHER_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
-NAMES = {SIGNAL: "observed", AVERAGE: "average activity"}
-INK, FAINT = "#333333", "#E6E6E6"
 COLUMNS = 2_000
 """Steps drawn across a figure, at most: more than its pixels would take time and show nothing."""
 TICKS = 8
@@ -136,7 +132,7 @@ def panel(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     for c, a in ds.attrs.get(FITTED, {}).get("validation", []):
         if c in ds[CELLTYPE].values and a in ds[ASSAY].values:
             state.loc[{CELLTYPE: c, ASSAY: a}] = 2
-    ax = _new_axes((3.4 + 0.3 * state.sizes[ASSAY], 1.3 + 0.24 * state.sizes[CELLTYPE])) if ax is None else ax
+    ax = new_axes((3.4 + 0.3 * state.sizes[ASSAY], 1.3 + 0.24 * state.sizes[CELLTYPE])) if ax is None else ax
     colors = [FAINT, COLORS[SIGNAL], OTHER_COLORS[1]]
     ax.pcolormesh(state.values, cmap=ListedColormap(colors), vmin=0, vmax=2, edgecolor="white", linewidth=1.5)
     ax.set_xticks(np.arange(state.sizes[ASSAY]) + 0.5, ds[ASSAY].values, rotation=90)
@@ -167,7 +163,7 @@ def history(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     from matplotlib.ticker import MaxNLocator
 
     seen = check_cube(ds, HISTORY)[HISTORY].transpose("epoch", "metric")
-    ax = _new_axes((5.5, 3.2)) if ax is None else ax
+    ax = new_axes((5.5, 3.2)) if ax is None else ax
     styles = {
         "train_mse": ("training tracks", COLORS[SIGNAL], "-"),
         "validation_mse": ("tracks set aside", COLORS[IMPUTED], "-"),
@@ -183,43 +179,8 @@ def history(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("epoch")
     ax.set_ylabel(f"mean squared error ({ds.attrs.get('transform', 'signal')})")
     ax.set_ylim(bottom=0)
-    _quiet(ax)
+    quiet(ax)
     ax.legend(frameon=False, labelcolor=INK)
-    return ax
-
-
-def scores(table: pd.DataFrame, *, measure: str = "mse", ax: Axes | None = None) -> Axes:
-    """Draw what ``evaluate`` returns: one line a track, one dot a method.
-
-    Parameters
-    ----------
-    table
-        The frame from ``.avocado.evaluate``: celltype, assay, method, and a column a measure.
-    measure
-        The column to draw.
-    ax
-        Draw into these axes; by default a new figure.
-
-    Examples
-    --------
-    >>> import xr_avocado as xa
-    >>> cube = xa.datasets.simulate()
-    >>> table = cube.avocado.evaluate(tracks=[("C1", "DNase"), ("C2", "H3K27ac")], progress=False)
-    >>> ax = xa.plot.scores(table)
-    """
-    check_known("measure", [measure], [str(c) for c in table.columns if c not in (CELLTYPE, ASSAY, "method")])
-    rows = table.pivot(index=[CELLTYPE, ASSAY], columns="method", values=measure)
-    ax = _new_axes((6, 1.1 + 0.28 * len(rows))) if ax is None else ax
-    at = np.arange(len(rows))
-    ax.hlines(at, rows.min(axis=1), rows.max(axis=1), color=FAINT, linewidth=3, zorder=1)
-    for name, color in _colors([str(m) for m in rows.columns]).items():
-        ax.scatter(rows[name], at, color=color, label=NAMES.get(name, name), zorder=2, s=36)
-    ax.set_yticks(at, [f"{c} {a}" for c, a in rows.index])
-    ax.set_ylim(len(rows) - 0.5, -0.5)
-    ax.set_xlabel(measure)
-    ax.set_xlim(left=min(0.0, ax.get_xlim()[0]))
-    _quiet(ax)
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, labelcolor=INK)
     return ax
 
 
@@ -258,7 +219,7 @@ class _Steps(NamedTuple):
 
 def _rows(here: xr.Dataset, pairs: list[Experiment], names: list[str], steps: _Steps, transformed: bool) -> list[_Row]:
     inverse = transform_named("none" if transformed else here.attrs.get("transform", "none")).inverse
-    colors, rows = _colors(names), []
+    colors, rows = colors_of(names), []
     for pair in pairs:
         whole = {name: inverse(np.asarray(here[name].sel(pair._asdict()).values, float)) for name in names}
         values = {name: steps.mean(v) for name, v in whole.items()}
@@ -337,11 +298,6 @@ def _pairs(ds: xr.Dataset, celltype: Any, assay: Any, pairs: Iterable[Any] | Non
     return found
 
 
-def _colors(names: Sequence[str]) -> dict[str, str]:
-    others = [name for name in names if name not in COLORS]
-    return {name: COLORS[name] if name in COLORS else OTHER_COLORS[others.index(name) % 4] for name in names}
-
-
 def _new_rows(first: list[bool]) -> list[Axes]:
     import matplotlib.pyplot as plt
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -351,17 +307,6 @@ def _new_rows(first: list[bool]) -> list[Axes]:
     layout = ConstrainedLayoutEngine(h_pad=0.03, hspace=0.0)
     _, axes = plt.subplots(len(first), 1, figsize=(10, height), squeeze=False, layout=layout)
     return list(axes[:, 0])
-
-
-def _new_axes(size: tuple[float, float]) -> Axes:
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=size, layout="constrained")[1]
-
-
-def _quiet(ax: Axes) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.tick_params(labelcolor=INK)
 
 
 def search(found: Search, *, axes: Sequence[Axes] | None = None) -> np.ndarray:
@@ -404,7 +349,7 @@ def search(found: Search, *, axes: Sequence[Axes] | None = None) -> np.ndarray:
     complete = int((found.table["state"] == "complete").sum())
     few = " (too few)" if shares.isna().all() else ""
     settings.set_title(f"importance among {complete} complete trials{few}", loc="left", fontsize="medium", color=INK)
-    _quiet(settings)
+    quiet(settings)
     return np.asarray(axes)
 
 
@@ -423,5 +368,5 @@ def _draw_trials(ax: Axes, found: Search) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("trial")
     ax.set_ylabel(f"{found.measure} / average activity's")
-    _quiet(ax)
+    quiet(ax)
     ax.legend(frameon=False, labelcolor=INK, fontsize="small")
