@@ -20,7 +20,7 @@ from xarray.core.indexing import (
 from xr_avocado.cube import POSITION
 from xr_avocado.genome import GenomeBins, GenomeError
 
-__all__ = ["COLUMNS", "AxisVariable", "GenomeIndex", "coordinate_names", "merged_runs", "rows_of_runs"]
+__all__ = ["COLUMNS", "AxisVariable", "GenomeIndex", "coordinate_names", "every_row", "merged_runs", "rows_of_runs"]
 
 COLUMNS = ("chrom", "start", "end")
 SHOWN = 10_000
@@ -312,6 +312,11 @@ def rows_of_runs(first: np.ndarray, last: np.ndarray) -> slice | np.ndarray:
     first, last = merged_runs(first, last)
     if first.size == 1:
         return slice(int(first[0]), int(last[0]))
+    return every_row(first, last)
+
+
+def every_row(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Spell out the rows of the runs ``first[i]:last[i]``, run by run."""
     length = last - first
     return np.arange(length.sum()) + np.repeat(first - np.cumsum(length) + length, length)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from xr_avocado.axis import merged_runs
+from xr_avocado.axis import every_row, merged_runs
 from xr_avocado.pieces import average_ranks, empty, nth_largest, pieces_of
 
 __all__ = ["CONVENTIONS", "Convention", "Pair", "Spans", "Track"]
@@ -33,11 +33,13 @@ class Spans(NamedTuple):
         """Join runs that overlap, so that each row counts once."""
         return Spans(*merged_runs(self.first, self.last))
 
+    def under(self, rows: slice) -> np.ndarray:
+        """Spell out the rows of a slice that the runs lie on, counted from its start, each as often as runs do."""
+        return every_row(*(np.clip(ends - rows.start, 0, rows.stop - rows.start) for ends in (self.first, self.last)))
+
     def cover(self, rows: slice) -> np.ndarray:
         """Count the runs over each row of a slice."""
-        n = rows.stop - rows.start
-        first, last = (np.clip(ends - rows.start, 0, n) for ends in (self.first, self.last))
-        return np.cumsum(np.bincount(first, minlength=n + 1) - np.bincount(last, minlength=n + 1))[:-1]
+        return np.bincount(self.under(rows), minlength=rows.stop - rows.start)
 
 
 class Top(NamedTuple):
@@ -194,26 +196,33 @@ class Pair:
             yield rows, slice(done, done + n)
             done += n
 
-    def _scored(self, where: np.ndarray | Spans, rows: slice) -> np.ndarray:
-        """Values of an annotation, or how many spans cover each bin, at a piece's bins that are scored."""
-        if not isinstance(where, Spans) and np.shape(where) != (self.bins,):
-            raise ValueError(f"annotations must have one value a bin, {self.bins}; got shape {np.shape(where)}")
-        values = where.cover(rows) if isinstance(where, Spans) else np.asarray(where)[rows]
-        return values if self.valid is None else values[self.valid[rows]]
+    def _scored(self, values: np.ndarray, rows: slice) -> np.ndarray:
+        """Values of an annotation at a piece's bins that are scored."""
+        if np.shape(values) != (self.bins,):
+            raise ValueError(f"annotations must have one value a bin, {self.bins}; got shape {np.shape(values)}")
+        piece = np.asarray(values)[rows]
+        return piece if self.valid is None else piece[self.valid[rows]]
+
+    def _under(self, where: np.ndarray | Spans, rows: slice) -> np.ndarray:
+        """Which of a piece's bins that are scored lie in a mask, or on spans as often as these lie on them."""
+        if not isinstance(where, Spans):
+            return np.flatnonzero(self._scored(where, rows))
+        if self.valid is None:
+            return where.under(rows)
+        valid, under = self.valid[rows], where.under(rows)
+        return (np.cumsum(valid) - 1)[under[valid[under]]]
 
     def _errors(self, at: slice, which: Any = slice(None)) -> np.ndarray:
         return np.subtract(self.y.values[at][which], self.p.values[at][which], dtype=np.float64) ** 2
 
     def _mean_error(self, where: np.ndarray | Spans) -> float:
         _check_mask(where)
-        total = size = 0.0
+        total, size = 0.0, 0
         for rows, at in self._pieces():
-            times = self._scored(where, rows)
-            under = np.flatnonzero(times)
-            total += float(self._errors(at, under) @ times[under])
-            size += float(times[under].sum())
+            errors = self._errors(at, self._under(where, rows))
+            total, size = total + float(errors.sum()), size + errors.size
         if isinstance(where, Spans) and where.size is not None:
-            size += float(np.sum(where.size - (where.last - where.first)))
+            size += int(np.sum(where.size - (where.last - where.first)))
         return _ratio(total, size)
 
     def _top_error(self, track: Track) -> float:
@@ -297,7 +306,13 @@ class Pair:
     def catchpeakobs(self, peaks: np.ndarray | Spans) -> float:
         """ROC AUC of the prediction for bins under a peak."""
         _check_mask(peaks)
-        return _auc(((self._scored(peaks, rows) > 0, at) for rows, at in self._pieces()), self.p)
+        return _auc(self._labels(peaks), self.p)
+
+    def _labels(self, where: np.ndarray | Spans) -> Iterator[tuple[np.ndarray, slice]]:
+        for rows, at in self._pieces():
+            label = np.zeros(at.stop - at.start, bool)
+            label[self._under(where, rows)] = True
+            yield label, at
 
 
 def _where_known(y: Track, p: Track, keep: np.ndarray | None) -> np.ndarray:
