@@ -8,7 +8,7 @@ import xarray as xr
 from xr_avocado import cube, datasets
 from xr_avocado.fit import Layout, load_panel
 from xr_avocado.model.config import Config
-from xr_avocado.model.context import ContextNet
+from xr_avocado.model.context import ContextEnsemble, ContextNet
 from xr_avocado.model.context_training import ContextSampler
 from xr_avocado.model.levels import Levels
 
@@ -160,8 +160,12 @@ def test_it_imputes_better_than_average_activity(truth: xr.Dataset, hidden: list
 
 def test_imputing_is_the_term_on_what_the_cube_shows(fitted: xr.Dataset, hidden: list) -> None:
     sampler, layout = sampler_of(fitted)
-    net = ContextNet(TINY, Levels(fitted.track_mean.values, fitted.track_spread.values))
-    torch.nn.utils.vector_to_parameters(torch.from_numpy(fitted.context_net.values), net.parameters())
+    levels = Levels(fitted.track_mean.values, fitted.track_spread.values)
+    members = [ContextNet(TINY, levels) for _ in fitted.context_member]
+    for member, values in zip(members, fitted.context_net.values, strict=True):
+        torch.nn.utils.vector_to_parameters(torch.from_numpy(values), member.parameters())
+    assert not np.array_equal(*fitted.context_net.values), "each starts elsewhere"
+    net = ContextEnsemble(members)
     signal, visible, _ = sampler.read(torch.from_numpy(layout.slots[0]), sampler.celltypes)
     imputed = fitted.avocado.impute().imputed
     for celltype, assay in [(0, 0), (2, 1), (1, 3)]:

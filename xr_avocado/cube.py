@@ -20,7 +20,8 @@ IMPUTED, IMPUTED_TRACKS = "imputed", "imputed_tracks"
 CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY = "celltype_factors", "assay_factors", "history"
 CELLTYPE_FACTOR, ASSAY_FACTOR = "celltype_factor", "assay_factor"
 NETWORK = "network_"
-CONTEXT, CONTEXT_PARAMETER, CONTEXT_HISTORY = "context_net", "context_parameter", "context_history"
+CONTEXT, CONTEXT_MEMBER, CONTEXT_PARAMETER = "context_net", "context_member", "context_parameter"
+CONTEXT_HISTORY = "context_history"
 TRACK_MEAN, TRACK_SPREAD = "track_mean", "track_spread"
 MODEL = (
     NETWORK,

@@ -19,6 +19,7 @@ from xr_avocado.cube import (
     CELLTYPE_FACTORS,
     CONTEXT,
     CONTEXT_HISTORY,
+    CONTEXT_MEMBER,
     CONTEXT_PARAMETER,
     FITTED,
     HISTORY,
@@ -286,18 +287,19 @@ def with_context(ds: xr.Dataset, context: TrainedContext) -> xr.Dataset:
     about = {
         "long_name": "parameters of the context term, one after the other; their shapes follow from attrs['avocado']['config']"
     }
-    parameters = {CONTEXT: (CONTEXT_PARAMETER, _array(parameters_to_vector(context.net.parameters())), about)}
+    vectors = np.stack([_array(parameters_to_vector(net.parameters())) for net in context.members])
+    parameters = {CONTEXT: ((CONTEXT_MEMBER, CONTEXT_PARAMETER), vectors, about)}
     samples, mse = np.array(context.history).reshape(-1, 2).T
     curve = {CONTEXT_HISTORY: ("context_sample", mse, {"long_name": "mean squared error in training"})}
     levels = {
         TRACK_MEAN: (
             (CELLTYPE, ASSAY),
-            _array(context.net.mean),
+            _array(context.members[0].mean),
             {"long_name": "mean signal, estimated where not observed"},
         ),
         TRACK_SPREAD: (
             (CELLTYPE, ASSAY),
-            _array(context.net.spread),
+            _array(context.members[0].spread),
             {"long_name": "standard deviation of the signal over bins, estimated where not observed"},
         ),
     }

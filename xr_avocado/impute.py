@@ -15,6 +15,7 @@ from xr_avocado.cube import (
     CELLTYPE,
     CELLTYPE_FACTORS,
     CONTEXT,
+    CONTEXT_MEMBER,
     CONTEXT_PARAMETER,
     FITTED,
     IMPUTED,
@@ -148,7 +149,7 @@ def with_model(ds: xr.Dataset, model: xr.Dataset) -> xr.Dataset:
     levels = model[[TRACK_MEAN, TRACK_SPREAD]].sel(celltype=ds[CELLTYPE].values, assay=ds[ASSAY].values)
     own = {name: ((CELLTYPE, ASSAY), levels[name].transpose(CELLTYPE, ASSAY).values) for name in levels.data_vars}
     bare = ds.drop_vars([CONTEXT, TRACK_MEAN, TRACK_SPREAD], errors="ignore")
-    return bare.assign(own | {CONTEXT: (CONTEXT_PARAMETER, model[CONTEXT].values)}).assign_attrs(
+    return bare.assign(own | {CONTEXT: ((CONTEXT_MEMBER, CONTEXT_PARAMETER), model[CONTEXT].values)}).assign_attrs(
         {FITTED: model.attrs[FITTED]}
     )
 

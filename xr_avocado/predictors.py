@@ -34,7 +34,7 @@ from xr_avocado.index import bins_of
 
 if TYPE_CHECKING:
     from xr_avocado.model.config import Config
-    from xr_avocado.model.context import ContextNet
+    from xr_avocado.model.context import ContextEnsemble
     from xr_avocado.model.network import AvocadoNet
 
 __all__ = ["ContextPredictor", "FactorPredictor", "Predictor", "predictor_of"]
@@ -202,7 +202,7 @@ class ContextPredictor(Predictor):
         )
 
     @property
-    def net(self) -> ContextNet:
+    def net(self) -> ContextEnsemble:
         """The context term on its device, built on first use."""
         if not self._built:
             import torch

@@ -52,9 +52,11 @@ class Config:
     context_assay_factors
         Length of its vector of an assay. A cell type has none: it is what its tracks are.
     context_samples, context_batch
-        Targets (bin x track) it sees per epoch, at most as many as there are, and bins of a step, at most.
+        Targets (bin x track) each of them sees per epoch, at most as many as there are, and bins of a step, at most.
     context_mask, context_targets
         Largest share of the tracks hidden at a bin, and how many of these are predicted, at most.
+    context_members
+        Networks trained one after the other, from initial values and draws of their own; their mean is the prediction.
     context_celltypes
         Cell types that a step reads, at most; prediction reads all.
     context_dropout
@@ -92,6 +94,7 @@ class Config:
     context_nodes: int = 128
     context_heads: int = 4
     context_assay_factors: int = 16
+    context_members: int = 2
     context_samples: int = 300_000
     context_batch: int = 512
     context_mask: float = 0.4
@@ -122,7 +125,16 @@ class Config:
             )
         if self.context and self.context_scales[:1] != (1,):
             raise ValueError(f"context_scales start at 1 bin; got {self.context_scales}")
-        for name in ("celltype_factors", "assay_factors", "layers", "nodes", "epochs", "tracks_per_position", "batch"):
+        for name in (
+            "celltype_factors",
+            "assay_factors",
+            "layers",
+            "nodes",
+            "epochs",
+            "tracks_per_position",
+            "batch",
+            "context_members",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
         for name in ("learning_rate", "genome_learning_rate", "factor_scale"):

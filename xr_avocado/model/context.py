@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,7 +12,7 @@ from torch.nn import functional
 from xr_avocado.model.config import Config
 from xr_avocado.model.levels import Levels
 
-__all__ = ["ContextNet"]
+__all__ = ["ContextEnsemble", "ContextNet"]
 
 
 class ContextNet(nn.Module):
@@ -134,6 +137,31 @@ class ContextNet(nn.Module):
         total = signal.sum(1)[:, None] - signal[bins, celltype]
         mean = total / count.clamp(min=1)[..., None]
         return self.others(torch.cat([mean.flatten(2), (count > 0).to(mean.dtype)], -1))
+
+
+class ContextEnsemble(nn.Module):
+    """Several context terms; the prediction is their mean.
+
+    Networks that start elsewhere and see other draws err elsewhere, most of all on pairs of cell type and assay that none has seen.
+
+    Parameters
+    ----------
+    members
+        The context terms, of the same sizes.
+    """
+
+    def __init__(self, members: Iterable[ContextNet]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    @property
+    def first(self) -> ContextNet:
+        """One of them; levels and sizes are the same in all."""
+        return cast(ContextNet, self.members[0])
+
+    def forward(self, signal: Tensor, visible: Tensor, celltype: Tensor, assay: Tensor) -> Tensor:
+        """Predict as `ContextNet` does."""
+        return torch.stack([member(signal, visible, celltype, assay) for member in self.members]).mean(0)
 
 
 def _normal(shape: tuple[int, ...], scale: float, generator: torch.Generator | None) -> nn.Parameter:

@@ -27,9 +27,9 @@ VALUES = 1 << 16
 
 @dataclass(frozen=True)
 class TrainedContext:
-    """What training leaves: the network, and (samples seen, mean squared error) along the way."""
+    """What training leaves: the networks, and (samples seen, mean squared error) along the way, one network after the other."""
 
-    net: ContextNet
+    members: tuple[ContextNet, ...]
     history: list[tuple[float, float]]
 
 
@@ -118,7 +118,8 @@ def train_context(
     progress
         Show a bar.
     """
-    with torch.random.fork_rng(devices=[panel.values.device] if panel.values.device.type == "cuda" else []):
+    cuda = [panel.values.device] if panel.values.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         return _train(panel, config, labels, torch.Generator().manual_seed(seed), progress=progress)
 
@@ -126,33 +127,48 @@ def train_context(
 def _train(
     panel: Panel, config: Config, labels: tuple[int, int], generator: torch.Generator, *, progress: bool
 ) -> TrainedContext:
-    net = ContextNet(config, Levels.of(panel, labels), generator=generator).to(panel.values.device)
+    levels = Levels.of(panel, labels)
     sampler = ContextSampler(panel, config, labels, generator)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=config.context_learning_rate, weight_decay=config.context_decay)
     samples = config.epochs * min(config.context_samples, len(sampler.bins) * len(panel.values))
-    seen, running = 0, []
+    members: list[ContextNet] = []
     history: list[tuple[float, float]] = []
-    with tqdm(total=samples, desc="fit context", unit="sample", unit_scale=True, disable=not progress) as bar:
+    total = samples * config.context_members
+    with tqdm(total=total, desc="fit context", unit="sample", unit_scale=True, disable=not progress) as bar:
         try:
-            while seen < samples:
-                rate = config.context_learning_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * seen / samples)))
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                count, loss = _step(net, sampler, optimizer)
-                seen += count
-                running.append(loss)
-                bar.update(count)
-                if seen * REPORTS >= samples * (len(history) + 1) or seen >= samples:
-                    history.append((float(seen), float(torch.stack(running).mean())))
-                    running = []
-                    bar.set_postfix(mse=f"{history[-1][1]:.4f}")
-                    if not math.isfinite(history[-1][1]):
-                        raise ValueError(
-                            f"training error of the context term is no longer finite: lower {config.context_learning_rate=}"
-                        )
+            for _ in range(config.context_members):
+                members.append(ContextNet(config, levels, generator=generator).to(panel.values.device))
+                _train_member(members[-1], sampler, samples, history, bar)
         except KeyboardInterrupt:
-            logger.warning("interrupted: keeping the context term after %d samples", seen)
-    return TrainedContext(net.eval(), history)
+            seen = int(history[-1][0]) if history else 0
+            logger.warning("interrupted: keeping the context term after some %d samples", seen)
+            # One that has just begun would spoil the mean.
+            members = members[:-1] or members
+    return TrainedContext(tuple(member.eval() for member in members), history)
+
+
+def _train_member(
+    net: ContextNet, sampler: ContextSampler, samples: int, history: list[tuple[float, float]], bar: tqdm
+) -> None:
+    config = sampler.config
+    optimizer = torch.optim.AdamW(net.parameters(), lr=config.context_learning_rate, weight_decay=config.context_decay)
+    before = history[-1][0] if history else 0.0
+    seen, reports, running = 0, 0, []
+    while seen < samples:
+        rate = config.context_learning_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * seen / samples)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        count, loss = _step(net, sampler, optimizer)
+        seen += count
+        running.append(loss)
+        bar.update(count)
+        if seen * REPORTS >= samples * (reports + 1) or seen >= samples:
+            history.append((before + seen, float(torch.stack(running).mean())))
+            reports, running = reports + 1, []
+            bar.set_postfix(mse=f"{history[-1][1]:.4f}")
+            if not math.isfinite(history[-1][1]):
+                raise ValueError(
+                    f"training error of the context term is no longer finite: lower {config.context_learning_rate=}"
+                )
 
 
 def _step(net: ContextNet, sampler: ContextSampler, optimizer: torch.optim.Optimizer) -> tuple[int, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
 from xr_avocado.model.config import Config
-from xr_avocado.model.context import ContextNet
+from xr_avocado.model.context import ContextEnsemble, ContextNet
 from xr_avocado.model.levels import Levels
 from xr_avocado.model.network import AvocadoNet
 
@@ -36,14 +36,15 @@ def context_from_vector(config: Config, parameters: np.ndarray, levels: Levels, 
     ValueError
         Where there are more or fewer than the configuration calls for.
     """
-    net = ContextNet(config, levels)
-    needed = sum(parameter.numel() for parameter in net.parameters())
-    if parameters.size != needed:
+    members = [ContextNet(config, levels) for _ in parameters]
+    needed = sum(parameter.numel() for parameter in members[0].parameters())
+    if parameters.shape[1] != needed:
         raise ValueError(
-            f"this context term has {parameters.size:,} parameters, but its configuration calls for {needed:,}"
+            f"this context term has {parameters.shape[1]:,} parameters, but its configuration calls for {needed:,}"
         )
-    vector_to_parameters(torch.from_numpy(np.array(parameters, np.float32)), net.parameters())
-    return net.to(device).eval()
+    for member, values in zip(members, parameters, strict=True):
+        vector_to_parameters(torch.from_numpy(np.array(values, np.float32)), member.parameters())
+    return ContextEnsemble(members).to(device).eval()
 
 
 @torch.inference_mode()
@@ -83,7 +84,7 @@ def predict_positions(
 
 @torch.inference_mode()
 def predict_context(
-    net: ContextNet,
+    net: ContextEnsemble,
     levels: Sequence[np.ndarray],
     rows: Sequence[np.ndarray],
     cells: np.ndarray,
@@ -105,17 +106,15 @@ def predict_context(
     celltype, assay
         Indices of the tracks to predict.
     """
-    device = net.mean.device
-    n_celltypes, n_assays = net.mean.shape
+    device, config = net.first.mean.device, net.first.config
+    n_celltypes, n_assays = net.first.mean.shape
     asked = torch.from_numpy(celltype * n_assays + assay).to(device)
     observed = torch.from_numpy(cells).to(device)
     own = torch.isin(asked, observed)
     groups = [g for g in [(~own).nonzero().squeeze(1), *own.nonzero()] if len(g)]
     largest = max(len(g) for g in groups)
-    tracks = n_celltypes * n_assays * net.config.context_units
-    targets = largest * (
-        n_celltypes * (net.config.context_units + net.config.context_nodes) + 4 * net.config.context_nodes
-    )
+    tracks = n_celltypes * n_assays * config.context_units
+    targets = largest * (n_celltypes * (config.context_units + config.context_nodes) + 4 * config.context_nodes)
     step = max(1, ACTIVATIONS // (tracks + targets))
     out = torch.empty(len(asked), len(rows[0]), device=device)
     for first in range(0, len(rows[0]), step):
