@@ -28,8 +28,10 @@ def network_from_arrays(config: Config, arrays: Mapping[str, np.ndarray], device
     return net.to(device).eval()
 
 
-def context_from_vector(config: Config, parameters: np.ndarray, levels: Levels, device: torch.device) -> ContextNet:
-    """Rebuild the context term from its parameters, laid one after the other.
+def context_from_vector(
+    config: Config, parameters: np.ndarray, levels: Levels, device: torch.device
+) -> ContextEnsemble:
+    """Rebuild the context term from its parameters: members x parameters, laid one after the other.
 
     Raises
     ------
