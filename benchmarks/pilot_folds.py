@@ -3,7 +3,8 @@
 ``python benchmarks/pilot_folds.py [ROADMAP_PILOT_FOLDER]`` builds the cube, and for each fold hides five tracks, fits on the other fifteen,
 imputes the five and scores them beside the baselines, in arcsinh space over all 1,126,469 bins of the pilot regions. It prints the mean
 over the tracks of the folds run, the same per mark, each as a ratio to average activity's, and the seconds that fitting took as a
-ratio to those of building the cube.
+ratio to those of building the cube. ``--unseen`` fits on the even regions alone and scores on the odd ones, which the model never saw,
+beside a model that saw them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
 import xr_avocado as xa
+from xr_avocado.intervals import as_frame
 
 MEASURES = ["mse", "mse1obs", "mse1imp", "gwcorr", "gwspear", "match1"]
 
@@ -41,6 +44,22 @@ def score_fold(
     return full.avocado.evaluate(cube, tracks=hidden, methods=methods, measures=MEASURES, progress=False), seconds
 
 
+def score_unseen(
+    cube: xr.Dataset, regions: pd.DataFrame, hidden: list[tuple[str, str]], options: dict
+) -> tuple[pd.DataFrame, float]:
+    """Fit on the even regions and impute the odd ones, and fit on all and impute the same."""
+    even, odd = (cube.avocado.sel(regions.iloc[k::2]) for k in (0, 1))
+    tables, seconds = [], 0.0
+    for name, shown in (("positions seen", cube), ("positions not seen", even)):
+        start = time.perf_counter()
+        model = shown.avocado.hold_out(hidden).avocado.fit(**options)
+        seconds += time.perf_counter() - start
+        full = odd.avocado.hold_out(hidden).avocado.impute(tracks=hidden, model=model)
+        methods = {name: "imputed"} | ({"average": "average"} if shown is cube else {})
+        tables.append(full.avocado.evaluate(odd, tracks=hidden, methods=methods, measures=MEASURES, progress=False))
+    return pd.concat(tables), seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parents[2] / "shared/data/roadmap_pilot")
@@ -48,6 +67,11 @@ def main() -> None:
     parser.add_argument("--baselines", nargs="*", default=["average", "additive", "ridge"])
     parser.add_argument("--preset")
     parser.add_argument("--config", type=json.loads, default={}, help="settings as JSON, e.g. '{\"epochs\": 5}'")
+    parser.add_argument(
+        "--unseen", action="store_true", help="score positions that the model never saw, and had it seen them"
+    )
+    parser.add_argument("--table", type=Path, help="write every track's scores here, as TSV")
+    parser.add_argument("--plot", type=Path, help="draw them here")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     if not a.folder.is_dir():
@@ -61,8 +85,16 @@ def main() -> None:
         )
         built = time.perf_counter() - start
         folds = latin_folds(cube)
-        runs = [score_fold(cube, folds[k - 1], a.baselines, options) for k in a.folds]
-    table = pd.concat([scores for scores, _ in runs])
+        if a.unseen:
+            regions = as_frame(a.folder / "pilot_regions.hg19.bed")
+            runs = [score_unseen(cube, regions, folds[k - 1], options) for k in a.folds]
+        else:
+            runs = [score_fold(cube, folds[k - 1], a.baselines, options) for k in a.folds]
+    table = pd.concat([scores for scores, _ in runs], ignore_index=True)
+    if a.table:
+        table.to_csv(a.table, sep="\t", index=False)
+    if a.plot:
+        np.ravel(xa.plot.scores(table))[0].figure.savefig(a.plot, dpi=120)
     print(f"\nfolds {a.folds}, preset {a.preset}, {a.config}: arcsinh space, mean over {5 * len(runs)} held-out tracks")
     mean = table.groupby("method", sort=False)[MEASURES].mean()
     print(mean.round(4).to_string())
