@@ -76,9 +76,9 @@ def evaluate(
 
     Memory: under 0.5 GB, however long the axis, beside what the layers take to be computed. Axes of up to 2^22 bins (105
     Mb at 25 bp) are scored in memory, as many tracks at a time as fit 64 MB a method; longer ones piece by piece, with
-    one track of each method and what is derived of it in temporary files (``TMPDIR``), some 35 bytes a bin for two
-    methods: 4 GB for a human genome, and twice that where bins are missing. Each layer is computed once. No score is
-    approximate. Measured on 60 million bins, one track, two methods, all measures: 0.33 GB.
+    one track of each method and what is derived of it in temporary files (in ``TMPDIR``), 35 bytes a bin for two
+    methods: 4 GB for a human genome, up to half as much again where bins are missing. Each layer is computed once. No
+    score is approximate.
 
     Parameters
     ----------
@@ -154,6 +154,8 @@ def evaluate(
                 about["trained"] = pair in fitted_to and sources[method] is IMPUTED
                 rows.append({**pair._asdict(), **about, "bootstrap": sample, **scores})
                 bar.update(int(sample == max(0, bootstraps - 1)))
+            # The files of a long track go before those of the next one come.
+            del y, values
     order = {(celltype, assay): i for i, (celltype, assay) in enumerate(pairs)}
     rows.sort(key=lambda row: (order[row[CELLTYPE], row[ASSAY]], list(sources).index(row["method"])))
     return pd.DataFrame(rows, columns=[CELLTYPE, ASSAY, "method", "space", OBSERVED, "trained", *scorer.columns])

@@ -253,6 +253,7 @@ def read_tracks(
             track[rows] = values[name]
         if rows.stop == n:
             yield pair, whole
+            whole = {}
 
 
 def in_space(values: np.ndarray, transform: str, space: str) -> np.ndarray:

@@ -143,7 +143,7 @@ class Pair:
     """A truth and a prediction, prepared once for all measures: they share each sort and selection.
 
     Holds a piece of 2^22 bins at a time, at some 40 bytes a bin. What is needed of longer tracks beside their values
-    (ranks; copies without NaN bins) lies in temporary files, 20 bytes a bin; every measure is as exact as on one piece.
+    (ranks; copies without NaN bins) lies in temporary files, 26 bytes a bin; every measure is as exact as on one piece.
 
     Parameters
     ----------
