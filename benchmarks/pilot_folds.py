@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -72,6 +73,7 @@ def main() -> None:
     )
     parser.add_argument("--table", type=Path, help="write every track's scores here, as TSV")
     parser.add_argument("--plot", type=Path, help="draw them here")
+    parser.add_argument("--jobs", type=int, default=2, help="folds run at once, each in a process of one thread")
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     if not a.folder.is_dir():
@@ -84,12 +86,15 @@ def main() -> None:
             a.folder / "samples.tsv", f"{folder}/pilot.zarr", genome="hg19", regions=a.folder / "pilot_regions.hg19.bed"
         )
         built = time.perf_counter() - start
-        folds = latin_folds(cube)
-        if a.unseen:
-            regions = as_frame(a.folder / "pilot_regions.hg19.bed")
-            runs = [score_unseen(cube, regions, folds[k - 1], options) for k in a.folds]
-        else:
-            runs = [score_fold(cube, folds[k - 1], a.baselines, options) for k in a.folds]
+        held = [latin_folds(cube)[k - 1] for k in a.folds]
+        regions = as_frame(a.folder / "pilot_regions.hg19.bed")
+        jobs = [
+            joblib.delayed(score_unseen)(cube, regions, hidden, options)
+            if a.unseen
+            else joblib.delayed(score_fold)(cube, hidden, a.baselines, options)
+            for hidden in held
+        ]
+        runs = joblib.Parallel(n_jobs=a.jobs)(jobs)
     table = pd.concat([scores for scores, _ in runs], ignore_index=True)
     if a.table:
         table.to_csv(a.table, sep="\t", index=False)

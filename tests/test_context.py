@@ -12,7 +12,14 @@ from xr_avocado.model.context import ContextEnsemble, ContextNet
 from xr_avocado.model.context_training import ContextSampler
 from xr_avocado.model.levels import Levels
 
-QUICK = {"context_units": 8, "context_nodes": 16, "context_heads": 2, "context_samples": 20_000, "context_batch": 512}
+QUICK = {
+    "context_members": 2,
+    "context_units": 8,
+    "context_nodes": 16,
+    "context_heads": 2,
+    "context_samples": 20_000,
+    "context_batch": 512,
+}
 FACTORS = {"nodes": 8, "layers": 1}
 TINY = Config(**QUICK, **FACTORS)
 
@@ -164,7 +171,7 @@ def test_imputing_is_the_term_on_what_the_cube_shows(fitted: xr.Dataset, hidden:
     members = [ContextNet(TINY, levels) for _ in fitted.context_member]
     for member, values in zip(members, fitted.context_net.values, strict=True):
         torch.nn.utils.vector_to_parameters(torch.from_numpy(values), member.parameters())
-    assert not np.array_equal(*fitted.context_net.values), "each starts elsewhere"
+    assert not np.array_equal(*fitted.context_net.values[:2]), "each starts elsewhere"
     net = ContextEnsemble(members)
     signal, visible, _ = sampler.read(torch.from_numpy(layout.slots[0]), sampler.celltypes)
     imputed = fitted.avocado.impute().imputed

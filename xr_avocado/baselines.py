@@ -227,7 +227,11 @@ class TrackLayer:
         self.asked = np.ones(self.observed.shape, bool) if tracks is None else _marked(ds, tracks)
 
     def __getitem__(self, key: tuple[Any, ...]) -> np.ndarray:
-        celltypes, assays, positions = (np.arange(n)[k] for k, n in zip(key, self.shape, strict=True))
+        celltypes, assays, positions = (
+            # Of a slice only what it holds: the whole axis would be 8 bytes a bin in every task.
+            np.arange(*k.indices(n)) if isinstance(k, slice) else np.arange(n)[k]
+            for k, n in zip(key, self.shape, strict=True)
+        )
         shape = celltypes.shape + assays.shape + positions.shape
         celltypes, assays, positions = map(np.atleast_1d, (celltypes, assays, positions))
         out = np.full((len(celltypes), len(assays), len(positions)), np.nan, np.float32)

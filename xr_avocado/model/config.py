@@ -61,6 +61,9 @@ class Config:
         Cell types that a step reads, at most; prediction reads all.
     context_dropout
         Dropout rate of its hidden layers.
+    context_stretch
+        Factor on what it predicts, in standard units: what was learnt on pairs of cell type and assay that were observed is too timid on
+        those that were not.
     context_focus
         How much bins with signal are preferred in training, from 0 (not at all) to 1; errors are weighted back.
     context_learning_rate, context_decay
@@ -94,13 +97,14 @@ class Config:
     context_nodes: int = 128
     context_heads: int = 4
     context_assay_factors: int = 16
-    context_members: int = 2
-    context_samples: int = 300_000
+    context_members: int = 3
+    context_samples: int = 200_000
     context_batch: int = 512
     context_mask: float = 0.4
     context_targets: int = 16
     context_celltypes: int = 16
     context_dropout: float = 0.25
+    context_stretch: float = 1.15
     context_focus: float = 0.7
     context_learning_rate: float = 2e-3
     context_decay: float = 1e-3

@@ -51,12 +51,12 @@ class ContextNet(nn.Module):
         self.read = _normal((n_assays, 2 * scales, units), 0.5, generator)
         self.read_bias = _normal((n_assays, units), 0.1, generator)
         self.read_levels = _linear(2, units, generator)
-        self.slot = _normal((n_assays * units, nodes), 2 * units**-0.5, generator)
+        self.slot = _normal((n_assays * units, nodes), units**-0.5, generator)
         self.slot_seen = _normal((n_assays, nodes), 0.1, generator)
         self.slot_bias = nn.Parameter(torch.zeros(nodes))
         self.of_target = _linear(nodes + n_a, nodes // 2, generator)
-        self.of_other = _linear(nodes, nodes // 2, generator)
-        self.of_track = _linear(units, nodes // 2, generator)
+        self.of_other = _linear(nodes, nodes // 2, generator, bias=False)
+        self.of_track = _linear(units, nodes // 2, generator, bias=False)
         self.weight = _linear(nodes // 2, heads, generator)
         self.compared = _linear(nodes // 2, nodes // 2, generator)
         self.others = _linear(n_assays * (scales + 1), nodes // 2, generator)
@@ -88,7 +88,7 @@ class ContextNet(nn.Module):
         bins = torch.arange(len(signal), device=signal.device)[:, None]
         tracks = functional.relu(self._read(signal, visible, level, spread))
         # Means over the assays there are: at a pair never measured one more is known than training could show.
-        share = visible / visible.sum(2, keepdim=True).clamp(min=1)
+        share = 2 * visible / visible.sum(2, keepdim=True).clamp(min=1)
         known = (tracks * share[..., None]).flatten(2) @ self.slot + share @ self.slot_seen + self.slot_bias
         known = functional.relu(known)
         target, name = known[bins, celltype], self.assay[assay]
@@ -111,7 +111,8 @@ class ContextNet(nn.Module):
             read = functional.relu(layer(read))
             read = functional.dropout(read, self.config.context_dropout, self.training)
         predicted = average[..., 0] + self.out(read).squeeze(-1)
-        return level[celltype, assay] + spread[celltype, assay] * predicted
+        stretch = 1.0 if self.training else self.config.context_stretch
+        return level[celltype, assay] + spread[celltype, assay] * stretch * predicted
 
     def _read(self, signal: Tensor, visible: Tensor, level: Tensor, spread: Tensor) -> Tensor:
         """Each track, and how it differs from the assay's mean over the other cell types: bins x cell types x assays x units."""
@@ -168,10 +169,10 @@ def _normal(shape: tuple[int, ...], scale: float, generator: torch.Generator | N
     return nn.Parameter(torch.randn(shape, generator=generator) * scale)
 
 
-def _linear(n_in: int, n_out: int, generator: torch.Generator | None) -> nn.Linear:
-    layer = nn.Linear(n_in, n_out)
+def _linear(n_in: int, n_out: int, generator: torch.Generator | None, *, bias: bool = True) -> nn.Linear:
+    layer = nn.Linear(n_in, n_out, bias=bias)
     with torch.no_grad():
         bound = n_in**-0.5
-        for parameter in (layer.weight, layer.bias):
+        for parameter in layer.parameters():
             parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
     return layer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -171,24 +172,42 @@ def _train_member(
                 )
 
 
+class Task(NamedTuple):
+    """Bins with some tracks hidden: what the net is shown and asked for, the truth, and the weight of each error."""
+
+    shown: tuple[Tensor, ...]
+    truth: Tensor
+    weight: Tensor
+
+    @classmethod
+    def draw(cls, sampler: ContextSampler, spread: Tensor) -> Task:
+        """Draw bins, and hide up to a share of their tracks: at least one is hidden, and one is left to read.
+
+        Errors count in the measure halfway between the signal's own units, in which a few strong experiments are all that matters,
+        and standard units, in which the noise of weak ones does.
+        """
+        config = sampler.config
+        rows = sampler.some_celltypes()
+        bins = min(config.context_batch, max(32, VALUES // (len(rows) * sampler.labels[1])))
+        slots, weight = sampler.draw(bins)
+        signal, known, cell = sampler.read(slots, rows)
+        share = config.context_mask * float(torch.rand(1, generator=sampler.random))
+        hidden = max(1, min(len(cell) - 1, 1 + int(share * len(cell))))
+        visible, celltype, assay = sampler.hide(known, cell, hidden, min(hidden, config.context_targets))
+        at = torch.arange(bins, device=slots.device)[:, None]
+        truth, there = signal[at, celltype, assay, 0], known[at, celltype, assay]
+        units = spread.mean() / spread[rows[celltype], assay]
+        return cls((signal, visible, celltype, assay, rows), truth, there * weight[:, None] * units)
+
+
 def _step(net: ContextNet, sampler: ContextSampler, optimizer: torch.optim.Optimizer) -> tuple[int, Tensor]:
-    config = sampler.config
-    rows = sampler.some_celltypes()
-    bins = min(config.context_batch, max(32, VALUES // (len(rows) * sampler.labels[1])))
-    slots, weight = sampler.draw(bins)
-    signal, known, cell = sampler.read(slots, rows)
-    # At least one track is hidden, and one is left to read.
-    share = config.context_mask * float(torch.rand(1, generator=sampler.random))
-    hidden = max(1, min(len(cell) - 1, 1 + int(share * len(cell))))
-    visible, celltype, assay = sampler.hide(known, cell, hidden, min(hidden, config.context_targets))
-    at = torch.arange(bins, device=slots.device)[:, None]
-    truth, counts = signal[at, celltype, assay, 0], known[at, celltype, assay] * weight[:, None]
-    error = (net(signal, visible, celltype, assay, rows) - truth).square()
-    loss = (error * counts).sum() / truth.numel()
+    task = Task.draw(sampler, net.spread)
+    error = (net(*task.shown) - task.truth).square()
+    loss = (error * task.weight).sum() / task.truth.numel()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
-    return truth.numel(), loss.detach()
+    return task.truth.numel(), loss.detach()
 
 
 def _block_means(values: Tensor, scale: int) -> Tensor:
