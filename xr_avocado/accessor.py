@@ -9,7 +9,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import xarray as xr
 
-from xr_avocado import baselines, cube, embed, evaluate, fit, impute, index, loci, search
+from xr_avocado import baselines, cube, embed, evaluate, fit, impute, index, loci, qc, search
 from xr_avocado.genome import GenomeBins
 from xr_avocado.io import export, zarr
 
@@ -37,7 +37,8 @@ class AvocadoAccessor:
 
     Choose: ``sel`` a region, ``coarsen`` the bins, ``hold_out`` experiments. Model: ``fit``, ``impute`` tracks, ``embed`` bins, cell
     types and assays, ``average`` activity. Score: ``evaluate`` against truth, ``cross_validate``, ``variable_loci``,
-    ``relationships`` between marks, ``search`` for settings. Write: ``to_zarr``, ``to_bigwig``. Look: ``experiments`` that were run, ``bins`` of the genome axis.
+    ``relationships`` between marks, ``search`` for settings. Check the observed
+    tracks: ``qc``. Write: ``to_zarr``, ``to_bigwig``. Look: ``experiments`` that were run, ``bins`` of the genome axis.
     """
 
     def __init__(self, ds: xr.Dataset) -> None:
@@ -50,6 +51,7 @@ class AvocadoAccessor:
     fit = _verb(fit.fit)
     impute = _verb(impute.impute)
     embed = _verb(embed.embed)
+    qc = _verb(qc.qc)
     # Within the class body, `evaluate` is the module up to the line that names the method.
     cross_validate = _verb(evaluate.cross_validate)
     evaluate = _verb(evaluate.evaluate)

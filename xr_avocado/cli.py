@@ -231,6 +231,29 @@ def _draw(table: pd.DataFrame, target: Path) -> None:
     print(target)
 
 
+def qc(a: argparse.Namespace) -> None:
+    """Check the observed tracks of a cube against each other: one row a track, and flags."""
+    from xr_avocado import qc as verb
+    from xr_avocado.io.zarr import open_cube
+
+    table = verb.qc(open_cube(a.cube), progress=a.progress)
+    if a.plot:
+        _draw(table, a.plot)
+    _show(table, a.out)
+
+
+def _draw(table: pd.DataFrame, out: str) -> None:
+    import matplotlib.pyplot as plt
+
+    from xr_avocado import plot
+    from xr_avocado.io.atomic import replacing
+
+    with plt.rc_context({"backend": "agg"}), replacing(out) as temporary:
+        figure = plot.qc(table)[0].figure
+        figure.savefig(temporary, dpi=150, format=Path(out).suffix[1:] or "png")
+        plt.close(figure)
+
+
 def info(a: argparse.Namespace) -> None:
     """Say what a store holds."""
     from xr_avocado.io.zarr import open_cube
@@ -426,6 +449,12 @@ def _evaluate_options(add: Callable[..., Any]) -> None:
     _device_option(add)
 
 
+def _qc_options(add: Callable[..., Any]) -> None:
+    add("cube", metavar="CUBE", help="any store that build or fit wrote")
+    add("--plot", metavar="FILE", help="draw the table, as .png, .pdf or .svg")
+    add("--out", metavar="TSV", help="write the table there instead of showing it")
+
+
 def _info_options(add: Callable[..., Any]) -> None:
     add("cube", metavar="CUBE", help="any store that build or fit wrote")
 
@@ -442,5 +471,6 @@ _COMMANDS: dict[str, tuple[Run, Callable[[Callable[..., Any]], None]]] = {
     "impute": (impute, _impute_options),
     "embed": (embed, _embed_options),
     "evaluate": (evaluate, _evaluate_options),
+    "qc": (qc, _qc_options),
     "info": (info, _info_options),
 }

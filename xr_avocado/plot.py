@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from xr_avocado.search import Search
 
-__all__ = ["history", "loci", "panel", "scores", "search", "tracks"]
+__all__ = ["history", "loci", "panel", "qc", "scores", "search", "tracks"]
 
 COLUMNS = 2_000
 """Steps drawn across a figure, at most: more than its pixels would take time and show nothing."""
@@ -370,3 +370,87 @@ def _draw_trials(ax: Axes, found: Search) -> None:
     ax.set_ylabel(f"{found.measure} / average activity's")
     quiet(ax)
     ax.legend(frameon=False, labelcolor=INK, fontsize="small")
+
+
+FIGURES_OF_QC = {
+    "scale": ("background: log2 ratio to\nthe mark's other tracks", 2.0),
+    "peaks": ("top 1 %: log2 ratio to\nthe mark's other tracks", 4.0),
+    "imputed": ("correlation with\nits own imputation", 1.0),
+    "swap": ("labels: below 0, an exchange\nof two fits better", 0.5),
+}
+"""What `qc` draws: columns of its table, with a title and the figure at which colors end."""
+
+
+def qc(table: pd.DataFrame, *, axes: Sequence[Axes] | None = None) -> np.ndarray:
+    """Draw what ``.avocado.qc`` returns: cell types down, assays across, a map a figure; flagged tracks are framed and named.
+
+    Parameters
+    ----------
+    table
+        The frame from ``.avocado.qc``.
+    axes
+        Draw into these four; by default a new figure, which also lists what was flagged.
+
+    Returns
+    -------
+    The four axes: background and peaks against the mark's other tracks, correlation with the own imputation, and what
+    the imputations say about the labels.
+
+    Raises
+    ------
+    CubeError
+        Where columns of ``.avocado.qc`` are missing, or another number of axes was given.
+
+    Examples
+    --------
+    >>> import xr_avocado as xa
+    >>> table = xa.datasets.simulate(n_celltypes=4, n_assays=3).avocado.qc(progress=False)
+    >>> axes = xa.plot.qc(table)
+    >>> len(axes)
+    4
+    """
+    if missing := [name for name in (CELLTYPE, ASSAY, *FIGURES_OF_QC, "flag") if name not in table.columns]:
+        raise CubeError(f"this table has no column {', '.join(missing)}; give the one that .avocado.qc returns")
+    if axes is not None and len(axes) != len(FIGURES_OF_QC):
+        raise CubeError(f"there are {len(FIGURES_OF_QC)} maps to draw, but {len(axes)} axes were given")
+    celltypes, assays = (list(dict.fromkeys(table[dim])) for dim in (CELLTYPE, ASSAY))
+    flagged = table[table["flag"] != ""]
+    drawn = list(_new_maps(len(celltypes), len(assays), flagged) if axes is None else axes)
+    for ax, (name, (title, end)) in zip(drawn, FIGURES_OF_QC.items(), strict=True):
+        figure = table.pivot(index=CELLTYPE, columns=ASSAY, values=name).reindex(index=celltypes, columns=assays)
+        mesh = ax.pcolormesh(figure.to_numpy(float), cmap="PuOr_r", vmin=-end, vmax=end, edgecolor="white", linewidth=1)
+        for c, a in zip(flagged[CELLTYPE], flagged[ASSAY], strict=True):
+            ax.add_patch(_frame((assays.index(a), celltypes.index(c))))
+        # What was not run is gray, since white is a figure of 0.
+        ax.set_facecolor(FAINT)
+        ax.set_xticks(np.arange(len(assays)) + 0.5, assays, rotation=90)
+        ax.set_yticks(np.arange(len(celltypes)) + 0.5, celltypes if ax is drawn[0] else [])
+        ax.invert_yaxis()
+        ax.tick_params(length=0, labelcolor=INK)
+        ax.spines[:].set_visible(False)
+        ax.set_title(title, loc="left", fontsize="small", color=INK)
+        ax.figure.colorbar(
+            mesh, ax=ax, location="bottom", shrink=0.9, extend="neither" if name == "imputed" else "both"
+        )
+    return np.asarray(drawn)
+
+
+def _frame(corner: tuple[int, int]) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=1.8)
+
+
+def _new_maps(n_celltypes: int, n_assays: int, flagged: pd.DataFrame) -> np.ndarray:
+    import matplotlib.pyplot as plt
+
+    size = 4 * (0.9 + 0.3 * n_assays) + 4, max(3.2, 2.2 + 0.26 * n_celltypes)
+    figure, axes = plt.subplots(1, 5, figsize=size, layout="constrained", width_ratios=[1, 1, 1, 1, 1.2])
+    lines = [f"{c} {a}: {flag}" for c, a, flag in flagged[[CELLTYPE, ASSAY, "flag"]].values]
+    most = int(size[1] / 0.22)
+    more = [f"… and {len(lines) - most} more"] if len(lines) > most else []
+    text = "\n".join([*lines[:most], *more]) or "no track is flagged"
+    axes[-1].axis("off")
+    axes[-1].set_title("flagged", loc="left", fontsize="small", color=INK)
+    axes[-1].text(0, 1, text, va="top", fontsize="small", color=INK)
+    return axes[:-1]
