@@ -187,10 +187,10 @@ def evaluate(a: argparse.Namespace) -> None:
     """Score imputed tracks against a cube that has them, beside baselines and tracks imputed elsewhere."""
     from xr_avocado import evaluate as verb
     from xr_avocado import impute as imputation
+    from xr_avocado import plot
     from xr_avocado.io.zarr import open_cube
 
-    if a.plot and Path(a.plot).suffix not in FIGURES:
-        raise CubeError(f"{a.plot!r}: write figures to {', '.join(FIGURES)}")
+    _check_figure(a.plot)
     cube = open_cube(a.fitted)
     truth = open_cube(a.truth) if a.truth else None
     tracks = [_track(text) for text in a.track] if a.track else None
@@ -210,7 +210,7 @@ def evaluate(a: argparse.Namespace) -> None:
     )
     _show(table, a.out)
     if a.plot:
-        _draw(table, Path(a.plot))
+        _draw(plot.scores(table)[0].figure, a.plot)
 
 
 def _method(text: str) -> tuple[str, str]:
@@ -218,40 +218,33 @@ def _method(text: str) -> tuple[str, str]:
     return name, source or name
 
 
-def _draw(table: pd.DataFrame, target: Path) -> None:
+def _check_figure(target: str | None) -> None:
+    if target and Path(target).suffix not in FIGURES:
+        raise CubeError(f"{target!r}: write figures to {', '.join(FIGURES)}")
+
+
+def _draw(figure: Any, target: str) -> None:
     from matplotlib import pyplot as plt
 
-    from xr_avocado import plot
     from xr_avocado.io.atomic import replacing
 
-    figure = plot.scores(table)[0].figure
-    with replacing(target) as temporary:
-        figure.savefig(temporary, dpi=150, format=target.suffix[1:])
+    with replacing(Path(target)) as temporary:
+        figure.savefig(temporary, dpi=150, format=Path(target).suffix[1:])
     plt.close(figure)
     print(target)
 
 
 def qc(a: argparse.Namespace) -> None:
     """Check the observed tracks of a cube against each other: one row a track, and flags."""
+    from xr_avocado import plot
     from xr_avocado import qc as verb
     from xr_avocado.io.zarr import open_cube
 
+    _check_figure(a.plot)
     table = verb.qc(open_cube(a.cube), progress=a.progress)
     if a.plot:
-        _draw(table, a.plot)
+        _draw(plot.qc(table)[0].figure, a.plot)
     _show(table, a.out)
-
-
-def _draw(table: pd.DataFrame, out: str) -> None:
-    import matplotlib.pyplot as plt
-
-    from xr_avocado import plot
-    from xr_avocado.io.atomic import replacing
-
-    with plt.rc_context({"backend": "agg"}), replacing(out) as temporary:
-        figure = plot.qc(table)[0].figure
-        figure.savefig(temporary, dpi=150, format=Path(out).suffix[1:] or "png")
-        plt.close(figure)
 
 
 def info(a: argparse.Namespace) -> None:
