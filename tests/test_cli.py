@@ -99,7 +99,7 @@ def test_impute_writes_a_region_as_zarr(work, tmp_path):
     assert cube.start.values[[0, -1]].tolist() == [1000, 1975]
     assert np.isfinite(cube.imputed.sel(celltype="C1")).all() and np.isnan(cube.imputed.sel(celltype="C2")).all()
     expected = xa.open_cube(work / "cube.fitted.zarr").avocado.impute("C1").avocado.sel("chr2:1,000-2,000").imputed
-    xr.testing.assert_allclose(cube.imputed.drop_attrs(), expected.compute().drop_attrs(), atol=2e-2)
+    xr.testing.assert_allclose(cube.imputed.drop_attrs(), expected.compute().drop_attrs(), atol=2e-3)
 
 
 def test_embed_writes_positions_and_labels(work, tmp_path):

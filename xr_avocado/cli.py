@@ -136,10 +136,10 @@ def impute(a: argparse.Namespace) -> None:
     from xr_avocado.io.zarr import open_cube, to_zarr
 
     cube = open_cube(a.fitted)
-    if a.region:
-        cube = select(cube, a.region)
     chosen = {"tracks": [_track(text) for text in a.track]} if a.track else {"celltype": a.celltype, "assay": a.assay}
     full = verb.impute(cube, **chosen, only_missing=a.only_missing, device=a.device)
+    # After imputing, so that the context term sees past the region's ends.
+    full = select(full, a.region) if a.region else full
     if a.format == "zarr":
         to_zarr(full[[IMPUTED, IMPUTED_TRACKS, OBSERVED]], a.out, progress=a.progress)
         print(a.out)
