@@ -61,13 +61,17 @@ def test_an_untrained_context_term_is_average_activity_in_standard_units(truth: 
 
 def test_levels_are_measured_and_where_not_observed_estimated() -> None:
     random = np.random.default_rng(0)
-    row, column = random.normal(size=(4, 1)), random.normal(size=(1, 3))
-    mean, spread = 5 + row + column, np.exp(column - row)
+    table = random.normal(size=(4, 3))
     gaps = np.zeros((4, 3), bool)
     gaps[[0, 2, 3], [1, 2, 0]] = True
-    got = Levels.completed(np.where(gaps, np.nan, mean), np.where(gaps, np.nan, spread))
-    np.testing.assert_allclose(got.mean, mean, rtol=1e-5)
-    np.testing.assert_allclose(got.spread, spread, rtol=1e-5)
+    got = Levels.completed(np.where(gaps, np.nan, table), np.where(gaps, np.nan, np.exp(-table)))
+    # Ridge regression on the labels' indicators: one unit of penalty on each cell type's effect, none on the assays'.
+    i, j = np.nonzero(~gaps)
+    design = np.vstack([np.hstack([np.eye(4)[i], np.eye(3)[j]]), np.hstack([np.eye(4), np.zeros((4, 3))])])
+    effects = np.linalg.lstsq(design, np.concatenate([table[i, j], np.zeros(4)]), rcond=None)[0]
+    expected = np.where(gaps, effects[:4, None] + effects[4:], table)
+    np.testing.assert_allclose(got.mean, expected, rtol=1e-4)
+    np.testing.assert_allclose(got.spread, np.exp(-expected), rtol=1e-4)
     dead = Levels.completed(np.full((2, 2), 0.3), np.array([[0.0, 1], [2, 3]]))
     assert (dead.spread > 0).all() and np.isfinite(dead.spread).all()
 

@@ -33,7 +33,7 @@ HELD_OUT = (
 """One track of each assay, each from another cell type."""
 SHOWN = HELD_OUT[0], HELD_OUT[4]
 REGION = "chr1:100kb-250kb"
-SETTINGS = {"epochs": 8, "context_samples": 60_000}
+SETTINGS = {"epochs": 8, "context_samples": 120_000, "context_members": 1}
 """About a minute of training: the default takes seven times as many samples."""
 
 

@@ -14,6 +14,8 @@ __all__ = ["Levels"]
 
 ROUNDS = 100
 """Alternating least squares of a two-way table converges long before."""
+SHRINKAGE = 1.0
+"""Tracks of no effect that each cell type is taken to have beside its own: a few noisy ones should not move a guess all the way."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,12 @@ def _moments(values: Tensor) -> tuple[float, float]:
 
 
 def _filled(table: np.ndarray) -> np.ndarray:
-    """Fill the gaps of a two-way table with row effect + column effect, fitted by least squares to what is there."""
+    """Fill the gaps of a two-way table with row effect + column effect, fitted by least squares, row effects shrunk."""
     there = ~np.isnan(table)
     known = np.where(there, table, 0.0)
     overall = known.sum() / max(1, there.sum())
     row, column = np.zeros((len(table), 1)), np.zeros((1, table.shape[1]))
     for _ in range(ROUNDS):
         column = (there * (known - overall - row)).sum(0, keepdims=True) / np.maximum(1, there.sum(0, keepdims=True))
-        row = (there * (known - overall - column)).sum(1, keepdims=True) / np.maximum(1, there.sum(1, keepdims=True))
+        row = (there * (known - overall - column)).sum(1, keepdims=True) / (there.sum(1, keepdims=True) + SHRINKAGE)
     return np.where(there, table, overall + row + column)
