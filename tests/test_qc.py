@@ -17,6 +17,7 @@ from xr_avocado.cli import main
 from xr_avocado.cube import CubeError
 from xr_avocado.linear import Panel, second_moments
 
+QUICK = {"context_units": 8, "context_nodes": 16, "context_heads": 2, "context_samples": 5_000, "context_batch": 512}
 TRACK = {"celltype": "C3", "assay": "H3K4me1"}
 
 
@@ -223,7 +224,7 @@ def test_other_transforms_and_orders_give_the_same_ratios(cube, table):
 
 def test_a_fitted_model_gives_the_imputation(cube):
     small = cube.avocado.sel("chr2:0-100kb")
-    fitted = small.avocado.fit(epochs=1, progress=False, config={"context_samples": 20_000})
+    fitted = small.avocado.fit(epochs=1, progress=False, config=QUICK)
     plain, found = small.avocado.qc(progress=False), fitted.avocado.qc(progress=False)
     imputed = fitted.avocado.impute(tracks=[TRACK.values()]).imputed.sel(TRACK).values
     row = found.set_index(["celltype", "assay"]).loc[tuple(TRACK.values())]

@@ -9,7 +9,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import xarray as xr
 
-from xr_avocado import baselines, cube, embed, evaluate, fit, impute, index, loci, qc, search
+from xr_avocado import baselines, cube, embed, evaluate, fit, impute, index, loci, normalize, qc, search
 from xr_avocado.genome import GenomeBins
 from xr_avocado.io import export, zarr
 
@@ -37,8 +37,9 @@ class AvocadoAccessor:
 
     Choose: ``sel`` a region, ``coarsen`` the bins, ``hold_out`` experiments. Model: ``fit``, ``impute`` tracks, ``embed`` bins, cell
     types and assays, ``average`` activity. Score: ``evaluate`` against truth, ``cross_validate``, ``variable_loci``,
-    ``relationships`` between marks, ``search`` for settings. Check the observed
-    tracks: ``qc``. Write: ``to_zarr``, ``to_bigwig``. Look: ``experiments`` that were run, ``bins`` of the genome axis.
+    ``relationships`` between marks, ``search`` for settings. Observed tracks: check them with ``qc``, bring them to one scale with
+    ``normalize`` (and back with ``denormalize``). Write: ``to_zarr``, ``to_bigwig``. Look: ``experiments`` that were run, ``bins`` of
+    the genome axis.
     """
 
     def __init__(self, ds: xr.Dataset) -> None:
@@ -52,6 +53,8 @@ class AvocadoAccessor:
     impute = _verb(impute.impute)
     embed = _verb(embed.embed)
     qc = _verb(qc.qc)
+    denormalize = _verb(normalize.denormalize)
+    normalize = _verb(normalize.normalize)
     # Within the class body, `evaluate` is the module up to the line that names the method.
     cross_validate = _verb(evaluate.cross_validate)
     evaluate = _verb(evaluate.evaluate)

@@ -31,6 +31,7 @@ from xr_avocado.cube import (
     label_rows,
 )
 from xr_avocado.predictors import Predictor, predictor_of
+from xr_avocado.quantile_map import NORMALIZED
 
 if TYPE_CHECKING:
     import torch
@@ -140,6 +141,11 @@ def with_model(ds: xr.Dataset, model: xr.Dataset) -> xr.Dataset:
             raise CubeError(
                 f"the model was trained on {name} {there!r}, the cube has {here!r}: build the cube with the model's"
             )
+    if (NORMALIZED in ds.attrs) != (NORMALIZED in model.attrs):
+        raise CubeError(
+            "one of the model and the cube is normalized, the other is not: bring the cube to the model's scale with "
+            ".avocado.normalize(), or off its own with .avocado.denormalize()"
+        )
     for dim in (CELLTYPE, ASSAY):
         if new := sorted({str(label) for label in ds[dim].values} - {str(label) for label in model[dim].values}):
             raise CubeError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from xr_avocado.cube import (
     ASSAY,
+    AVERAGE,
     CELLTYPE,
     IMPUTED,
     IMPUTED_TRACKS,
@@ -31,6 +32,7 @@ from xr_avocado.genome import GenomeBins, unknown_chromosome
 from xr_avocado.index import bins_of
 from xr_avocado.io.atomic import replacing
 from xr_avocado.io.bigwig_writer import check_room, track_writer, written_rows
+from xr_avocado.quantile_map import undo_of
 from xr_avocado.transforms import transform_named
 
 __all__ = ["SHEET", "to_bigwig"]
@@ -71,7 +73,8 @@ def to_bigwig(
     tracks
         ``(celltype, assay)`` pairs; by default all that were imputed, or observed for ``"signal"``.
     untransform
-        Undo the cube's transform; otherwise its values are written as they are.
+        Undo the cube's transform, and before it the normalization of a cube that was normalized (a track whose pair was not
+        observed has none of its own, and is written on the scale of its mark's reference); otherwise values are written as they are.
     progress
         Show a progress bar.
 
@@ -106,10 +109,10 @@ def to_bigwig(
     home.mkdir(parents=True, exist_ok=True)
     paths = dict(zip(chosen, _paths(home, chosen, variable), strict=True))
     check_room(home, len(bins) * len(chosen))
-    inverse = transform_named(ds.attrs.get("transform", "none") if untransform else "none").inverse
     with tqdm(total=len(bins) * len(chosen), desc="write", unit="bin", unit_scale=True, disable=not progress) as bar:
         for group in _groups(chosen):
-            _write_group(ds[variable], bins, sizes, {track: paths[track] for track in group}, inverse, bar)
+            inverses = [_inverse_of(ds, variable, track) if untransform else np.asarray for track in group]
+            _write_group(ds[variable], bins, sizes, {track: paths[track] for track in group}, inverses, bar)
     sheet = pd.DataFrame([(*track, str(path)) for track, path in paths.items()], columns=[CELLTYPE, ASSAY, "path"])
     with replacing(home / SHEET) as temporary:
         sheet.assign(path=[path.name for path in paths.values()]).to_csv(
@@ -118,8 +121,22 @@ def to_bigwig(
     return sheet
 
 
+def _inverse_of(ds: xr.Dataset, variable: str, track: Experiment) -> Callable[[np.ndarray], np.ndarray]:
+    """Give what brings a track's values to the signal's own units: its normalization undone, then the transform."""
+    inverse = transform_named(ds.attrs.get("transform", "none")).inverse
+    if variable not in (SIGNAL, IMPUTED, AVERAGE):
+        return inverse
+    undo = undo_of(ds, track)
+    return lambda values: inverse(undo(values))
+
+
 def _write_group(
-    layer: xr.DataArray, bins: GenomeBins, sizes: dict[str, int], paths: dict[Experiment, Path], inverse: Any, bar: Any
+    layer: xr.DataArray,
+    bins: GenomeBins,
+    sizes: dict[str, int],
+    paths: dict[Experiment, Path],
+    inverses: list[Callable[[np.ndarray], np.ndarray]],
+    bar: Any,
 ) -> None:
     """Write tracks of one assay side by side, piece by piece."""
     celltypes, (assay, *_) = [track.celltype for track in paths], [track.assay for track in paths]
@@ -128,7 +145,7 @@ def _write_group(
         writers = [open_files.enter_context(track_writer(path, bins, sizes)) for path in paths.values()]
         for rows in written_rows(bins, sizes, step=PIECE):
             piece = layer.isel({POSITION: rows}).values
-            for writer, values in zip(writers, piece, strict=True):
+            for writer, values, inverse in zip(writers, piece, inverses, strict=True):
                 # In float64: a float32 sinh of float32 is off by more than float32 has to be.
                 writer.add(rows, inverse(values.astype(np.float64)))
                 bar.update(len(values))
