@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from xr_avocado.fit import Layout, load_panel
 from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextEnsemble, ContextNet
 from xr_avocado.model.context_training import ContextSampler
-from xr_avocado.model.levels import Levels
+from xr_avocado.model.levels import SHRINKAGES, Levels
 
 QUICK = {
     "context_members": 2,
@@ -59,19 +61,40 @@ def test_an_untrained_context_term_is_average_activity_in_standard_units(truth: 
     np.testing.assert_allclose(got, levels.mean[0, column] + levels.spread[0, column] * standard, atol=8e-3)
 
 
-def test_levels_are_measured_and_where_not_observed_estimated() -> None:
-    random = np.random.default_rng(0)
-    table = random.normal(size=(4, 3))
-    gaps = np.zeros((4, 3), bool)
-    gaps[[0, 2, 3], [1, 2, 0]] = True
-    got = Levels.completed(np.where(gaps, np.nan, table), np.where(gaps, np.nan, np.exp(-table)))
-    # Ridge regression on the labels' indicators: one unit of penalty on each cell type's effect, none on the assays'.
-    i, j = np.nonzero(~gaps)
-    design = np.vstack([np.hstack([np.eye(4)[i], np.eye(3)[j]]), np.hstack([np.eye(4), np.zeros((4, 3))])])
-    effects = np.linalg.lstsq(design, np.concatenate([table[i, j], np.zeros(4)]), rcond=None)[0]
-    expected = np.where(gaps, effects[:4, None] + effects[4:], table)
-    np.testing.assert_allclose(got.mean, expected, rtol=1e-4)
+def foretold(table: np.ndarray, overall: float, row: float, column: float) -> np.ndarray:
+    """Effects of a table's rows and columns on top of its mean, by ridge regression on the labels' indicators."""
+    i, j = np.nonzero(~np.isnan(table))
+    rows, columns = table.shape
+    penalty = np.diag(np.sqrt(np.repeat([row, column], [rows, columns])))
+    design = np.vstack([np.hstack([np.eye(rows)[i], np.eye(columns)[j]]), penalty])
+    target = np.concatenate([table[i, j] - overall, np.zeros(rows + columns)])
+    effects = np.linalg.lstsq(design, target, rcond=None)[0]
+    return overall + effects[:rows, None] + effects[rows:]
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "noise"])
+def test_levels_are_measured_and_where_not_observed_foretold(kind: str) -> None:
+    """Shrinkage is chosen by leaving out each entry in turn, done here by fitting again without it."""
+    random = np.random.default_rng(1)
+    table = 0.3 * random.normal(size=(5, 4))
+    table += {"rows": random.normal(size=(5, 1)), "columns": random.normal(size=4), "noise": 0}[kind]
+    table[[0, 2, 3], [1, 2, 0]] = np.nan
+    there, overall = np.argwhere(~np.isnan(table)), float(np.nanmean(table))
+    errors = {}
+    for row, column in product(SHRINKAGES, SHRINKAGES):
+        left_out = []
+        for i, j in there:
+            rest = table.copy()
+            rest[i, j] = np.nan
+            left_out.append(table[i, j] - foretold(rest, overall, row, column)[i, j])
+        errors[row, column] = np.mean(np.square(left_out))
+    expected = np.where(np.isnan(table), foretold(table, overall, *min(errors, key=errors.get)), table)
+    got = Levels.completed(table, np.exp(-table))
+    np.testing.assert_allclose(got.mean, expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(got.spread, np.exp(-expected), rtol=1e-4)
+
+
+def test_a_dead_track_has_levels() -> None:
     dead = Levels.completed(np.full((2, 2), 0.3), np.array([[0.0, 1], [2, 3]]))
     assert (dead.spread > 0).all() and np.isfinite(dead.spread).all()
 

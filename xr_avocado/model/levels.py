@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -12,10 +13,8 @@ from xr_avocado.model.sampling import Panel
 
 __all__ = ["Levels"]
 
-ROUNDS = 100
-"""Alternating least squares of a two-way table converges long before."""
-SHRINKAGE = 1.0
-"""Tracks of no effect that each cell type is taken to have beside its own: a few noisy ones should not move a guess all the way."""
+SHRINKAGES = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0)
+"""Of rows and of columns of a two-way table, those tried; the last leaves nothing of an effect."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,29 @@ def _moments(values: Tensor) -> tuple[float, float]:
 
 
 def _filled(table: np.ndarray) -> np.ndarray:
-    """Fill the gaps of a two-way table with row effect + column effect, fitted by least squares, row effects shrunk."""
+    """Fill the gaps of a two-way table with mean + row effect + column effect, shrunk as far as foretells its own entries best.
+
+    Shrinkage counts entries of no effect that each row (each column) is taken to have beside its own. It is chosen by the error of
+    every entry as the others foretell it, which a linear fit gives without another fit: residual / (1 - leverage).
+    """
     there = ~np.isnan(table)
-    known = np.where(there, table, 0.0)
-    overall = known.sum() / max(1, there.sum())
-    row, column = np.zeros((len(table), 1)), np.zeros((1, table.shape[1]))
-    for _ in range(ROUNDS):
-        column = (there * (known - overall - row)).sum(0, keepdims=True) / np.maximum(1, there.sum(0, keepdims=True))
-        row = (there * (known - overall - column)).sum(1, keepdims=True) / (there.sum(1, keepdims=True) + SHRINKAGE)
-    return np.where(there, table, overall + row + column)
+    if not there.any():
+        return np.zeros_like(table)
+    overall = table[there].mean()
+    target = np.where(there, table - overall, 0.0)
+    rows, columns = table.shape
+    # The normal equations of a regression on the labels' indicators.
+    counts = np.concatenate([there.sum(1), there.sum(0)])
+    products = np.diag(counts.astype(float))
+    products[:rows, rows:], products[rows:, :rows] = there, there.T
+    sums = np.concatenate([target.sum(1), target.sum(0)])
+    least, best = np.inf, target
+    for row, column in product(SHRINKAGES, SHRINKAGES):
+        inverse = np.linalg.inv(products + np.diag(np.repeat([row, column], [rows, columns])))
+        effects, own = inverse @ sums, np.diag(inverse)
+        fitted = effects[:rows, None] + effects[rows:]
+        leverage = own[:rows, None] + own[rows:] + 2 * inverse[:rows, rows:]
+        error = float(np.square((target - fitted)[there] / (1 - leverage[there])).mean())
+        if error < least:
+            least, best = error, fitted
+    return np.where(there, table, overall + best)
