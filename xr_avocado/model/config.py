@@ -98,13 +98,13 @@ class Config:
     context_heads: int = 4
     context_assay_factors: int = 16
     context_members: int = 3
-    context_samples: int = 200_000
+    context_samples: int = 300_000
     context_batch: int = 512
     context_mask: float = 0.4
     context_targets: int = 16
     context_celltypes: int = 16
     context_dropout: float = 0.25
-    context_stretch: float = 1.15
+    context_stretch: float = 1.1
     context_focus: float = 0.7
     context_learning_rate: float = 2e-3
     context_decay: float = 1e-3
