@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from xr_avocado.index import GenomeIndex
     from xr_avocado.io.build import build_cube
     from xr_avocado.io.zarr import open_cube
+    from xr_avocado.weights import read_keras, to_keras
 
-__all__ = ["GenomeBins", "GenomeIndex", "build_cube", "datasets", "evaluate", "open_cube", "plot"]
+__all__ = ["GenomeBins", "GenomeIndex", "build_cube", "datasets", "evaluate", "open_cube", "plot", "read_keras", "to_keras"]
 __version__ = "0.1.0"
 
 _HOME = {
@@ -26,6 +27,8 @@ _HOME = {
     "GenomeIndex": "xr_avocado.index",
     "build_cube": "xr_avocado.io.build",
     "open_cube": "xr_avocado.io.zarr",
+    "read_keras": "xr_avocado.weights",
+    "to_keras": "xr_avocado.weights",
 }
 
 

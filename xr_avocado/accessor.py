@@ -9,7 +9,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import xarray as xr
 
-from xr_avocado import baselines, cube, embed, evaluate, fit, impute, index, loci, normalize, qc, search
+from xr_avocado import baselines, cube, embed, evaluate, fit, impute, index, loci, normalize, qc, search, weights
 from xr_avocado.genome import GenomeBins
 from xr_avocado.io import export, zarr
 
@@ -38,7 +38,8 @@ class AvocadoAccessor:
     Choose: ``sel`` a region, ``coarsen`` the bins, ``hold_out`` experiments. Model: ``fit``, ``impute`` tracks, ``embed`` bins, cell
     types and assays, ``average`` activity. Score: ``evaluate`` against truth, ``cross_validate``, ``variable_loci``,
     ``relationships`` between marks, ``search`` for settings. Observed tracks: check them with ``qc``, bring them to one scale with
-    ``normalize`` (and back with ``denormalize``). Write: ``to_zarr``, ``to_bigwig``. Look: ``experiments`` that were run, ``bins`` of
+    ``normalize`` (and back with ``denormalize``). Write: ``to_zarr``, ``to_bigwig``,
+    ``to_keras``. Look: ``experiments`` that were run, ``bins`` of
     the genome axis.
     """
 
@@ -63,6 +64,7 @@ class AvocadoAccessor:
     search = _verb(search.search)
     to_zarr = _verb(zarr.to_zarr)
     to_bigwig = _verb(export.to_bigwig)
+    to_keras = _verb(weights.to_keras)
 
     @property
     def experiments(self) -> list[cube.Experiment]:

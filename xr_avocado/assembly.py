@@ -10,7 +10,7 @@ import pandas as pd
 
 from xr_avocado.genome import GenomeError
 
-__all__ = ["chromosome_sizes"]
+__all__ = ["assembly_name", "chromosome_sizes"]
 
 
 def chromosome_sizes(genome: str | Path | Mapping[str, int]) -> dict[str, int]:
@@ -39,6 +39,13 @@ def chromosome_sizes(genome: str | Path | Mapping[str, int]) -> dict[str, int]:
             f"genome {str(genome)!r} is neither a file nor an assembly known to bioframe (hg19, hg38, mm10, …); "
             "give a chrom.sizes file: one line a chromosome, its name and its length"
         ) from None
+
+
+def assembly_name(genome: str | Path | Mapping[str, int]) -> str:
+    """Name an assembly as a cube's attributes do: by what was asked for, or by the file it was read from."""
+    if isinstance(genome, Mapping):
+        return "custom"
+    return Path(genome).name.split(".")[0] if Path(genome).is_file() else str(genome)
 
 
 def _read_sizes(path: Path) -> dict[str, int]:

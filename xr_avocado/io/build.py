@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from tqdm.auto import tqdm
 
-from xr_avocado.assembly import chromosome_sizes
+from xr_avocado.assembly import assembly_name, chromosome_sizes
 from xr_avocado.cube import ASSAY, CELLTYPE, DIMS, OBSERVED, SIGNAL
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of
@@ -126,7 +126,7 @@ def build_cube(
     tracks = read_sheet(sheet, replicates=replicates)
     existing = open_cube(target) if target.exists() else None
     bins = _axis(tracks, regions, binsize, sizes, existing)
-    attrs = {"genome": _genome_name(genome), "chromsizes": sizes, "transform": transform, "uncovered": uncovered}
+    attrs = {"genome": assembly_name(genome), "chromsizes": sizes, "transform": transform, "uncovered": uncovered}
     plan = make_plan(target, tracks, bins, attrs, precision=precision, existing=existing)
     if plan.new or existing is None:
         _write_skeleton(plan, existing)
@@ -146,12 +146,6 @@ def _restore(target: Path) -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _genome_name(genome: str | Path | Mapping[str, int]) -> str:
-    if isinstance(genome, Mapping):
-        return "custom"
-    return Path(genome).name.split(".")[0] if Path(genome).is_file() else str(genome)
 
 
 def _axis(
