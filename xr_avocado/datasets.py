@@ -1,4 +1,4 @@
-"""A panel to try things on: simulated, with the structure of a real one, and no file needed."""
+"""Panels and models to try things on: simulated, with no file needed, or published, fetched once and kept."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from xr_avocado import simulation
 from xr_avocado.cube import ASSAY, CELLTYPE, DIMS, OBSERVED, SIGNAL, CubeError
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import assign_bins
+from xr_avocado.pretrained import pretrained, roadmap_pilot
 from xr_avocado.transforms import transform_named
 
-__all__ = ["simulate", "simulated_elements"]
+__all__ = ["pretrained", "roadmap_pilot", "simulate", "simulated_elements"]
 
 SIZES = {"chr1": 1_200_010, "chr2": 800_017}
 
