@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "xgboost", "sklearn", "anndata", "pyranges", "bioframe", "matplotlib", "optuna")
+HEAVY = ("torch", "xgboost", "sklearn", "anndata", "pyranges", "bioframe", "matplotlib", "optuna", "h5py", "pooch")
 
 
 def run(code: str) -> str:
@@ -26,7 +26,7 @@ def test_import_registers_the_accessor():
 def test_public_names_are_listed_and_load():
     import xr_avocado as xa
 
-    assert {"build_cube", "open_cube", "datasets", "evaluate", "plot", "GenomeIndex", "GenomeBins"} <= set(dir(xa))
+    assert {"build_cube", "open_cube", "datasets", "evaluate", "plot", "read_keras", "GenomeIndex", "GenomeBins"} <= set(dir(xa))
     for name in xa.__all__:
         assert getattr(xa, name) is not None
     assert xa.__version__.count(".") == 2
