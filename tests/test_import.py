@@ -26,7 +26,16 @@ def test_import_registers_the_accessor():
 def test_public_names_are_listed_and_load():
     import xr_avocado as xa
 
-    assert {"build_cube", "open_cube", "datasets", "evaluate", "plot", "read_keras", "GenomeIndex", "GenomeBins"} <= set(dir(xa))
+    assert {
+        "build_cube",
+        "open_cube",
+        "datasets",
+        "evaluate",
+        "plot",
+        "read_keras",
+        "GenomeIndex",
+        "GenomeBins",
+    } <= set(dir(xa))
     for name in xa.__all__:
         assert getattr(xa, name) is not None
     assert xa.__version__.count(".") == 2

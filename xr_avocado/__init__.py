@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from xr_avocado.io.zarr import open_cube
     from xr_avocado.weights import read_keras, to_keras
 
-__all__ = ["GenomeBins", "GenomeIndex", "build_cube", "datasets", "evaluate", "open_cube", "plot", "read_keras", "to_keras"]
+__all__ = [
+    "GenomeBins",
+    "GenomeIndex",
+    "build_cube",
+    "datasets",
+    "evaluate",
+    "open_cube",
+    "plot",
+    "read_keras",
+    "to_keras",
+]
 __version__ = "0.1.0"
 
 _HOME = {
