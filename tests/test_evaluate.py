@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 import xr_avocado as xa
-from xr_avocado import baselines, measures
+from xr_avocado import baselines, impute, measures, predictors
 from xr_avocado.annotations import promoters_of, rows_under, spans_of
 from xr_avocado.cube import CubeError, hold_out
 from xr_avocado.evaluate import cross_validate, evaluate
@@ -482,3 +482,22 @@ def test_average_activity_on_the_first_fold_of_the_real_tracks(shared: Path) -> 
     )
     assert table.mse.mean() == pytest.approx(0.212, abs=5e-4)
     assert table.gwcorr.mean() == pytest.approx(0.433, abs=5e-4)
+
+
+def test_imputed_tracks_are_computed_once_for_all(cube, monkeypatch):
+    config = {"context_units": 8, "context_nodes": 16, "context_samples": 2_000, "nodes": 8, "layers": 1}
+    pairs = [*HELD, ("C3", "H3K4me3")]
+    full = cube.avocado.hold_out(pairs).avocado.fit(epochs=1, config=config, progress=False).avocado.impute()
+    calls = []
+    predict = predictors.ContextPredictor.predict
+    monkeypatch.setattr(
+        predictors.ContextPredictor, "predict", lambda self, *a: calls.append(len(a[0])) or predict(self, *a)
+    )
+    options = {"tracks": pairs, "methods": ["imputed"], "measures": ["mse", "gwcorr"], "progress": False}
+    together = full.avocado.evaluate(cube, **options)
+    assert calls == [3]
+    monkeypatch.setattr(impute, "TOGETHER", 0)
+    pd.testing.assert_frame_equal(full.avocado.evaluate(cube, **options), together, rtol=1e-4)
+    assert calls == [3, 1, 1, 1]
+    narrow = full.sel(celltype=["C2", "C1"]).avocado.evaluate(cube, **{**options, "tracks": pairs[:2]})
+    np.testing.assert_allclose(narrow.mse, together.mse[:2], rtol=1e-4)

@@ -129,7 +129,7 @@ def check_known(dim: str, labels: Iterable[str], known: Iterable[str]) -> None:
             raise CubeError(f"{label!r} is not {'an' if dim[0] in 'aeiou' else 'a'} {dim} of this cube; it has {some}")
 
 
-def label_rows(ds: xr.Dataset, dim: str, labels: Iterable[str]) -> np.ndarray:
+def label_rows(ds: xr.Dataset | xr.DataArray, dim: str, labels: Iterable[str]) -> np.ndarray:
     """Find the row of each label along a dim: int64; labels must be known."""
     labels = list(labels)
     check_known(dim, labels, ds[dim].values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from xr_avocado.cube import (
     TRACK_MEAN,
     TRACK_SPREAD,
     CubeError,
+    Experiment,
     as_experiments,
     check_cube,
     label_rows,
@@ -42,6 +44,8 @@ POSITIONS = 1 << 18
 """Positions of a dask chunk, at most; divides the chunks that stores have, so that no chunk is decoded in halves."""
 CHUNK = 1 << 25
 """Values of a dask chunk, at most: 128 MB."""
+TOGETHER = 1 << 27
+"""Bytes of a layer that is computed at once, at most, rather than track by track."""
 
 
 def impute(
@@ -183,6 +187,16 @@ def _labels(ds: xr.Dataset, dim: str, labels: Any) -> np.ndarray:
     return label_rows(ds, dim, [labels] if isinstance(labels, str) else labels)
 
 
+def computed_together(layer: xr.DataArray, tracks: Iterable[Experiment]) -> xr.DataArray:
+    """Compute tracks of a lazy layer at once where they are few: what the model shares over them is then done once."""
+    if not isinstance(layer.data, LazyLayer) or layer.size * layer.dtype.itemsize > TOGETHER:
+        return layer
+    wanted = np.zeros((layer.sizes[CELLTYPE], layer.sizes[ASSAY]), bool)
+    for celltype, assay in tracks:
+        wanted[label_rows(layer, CELLTYPE, [celltype]), label_rows(layer, ASSAY, [assay])] = True
+    return layer.copy(data=layer.data.only(wanted).compute())
+
+
 class LazyLayer(da.Array):
     """A dask array of predictions that slices its predictor, not its chunks.
 
@@ -211,6 +225,14 @@ class LazyLayer(da.Array):
     def __getitem__(self, index: Any) -> da.Array:
         view = self.predictor.narrowed(index if isinstance(index, tuple) else (index,))
         return super().__getitem__(index) if view is None else LazyLayer.of(view)
+
+    def only(self, wanted: np.ndarray) -> LazyLayer:
+        """Leave the pairs that are not wanted (celltype x assay, bool) NaN."""
+        view = copy.copy(self.predictor)
+        view.asked = np.zeros_like(view.asked)
+        here = np.ix_(np.atleast_1d(view.celltypes), np.atleast_1d(view.assays))
+        view.asked[here] = wanted & self.predictor.asked[here]
+        return LazyLayer.of(view)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LazyLayer.of, (self.predictor,)

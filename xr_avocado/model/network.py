@@ -49,15 +49,14 @@ class AvocadoNet(nn.Module):
 
     def genome_term(self, factors: Sequence[Tensor]) -> Tensor:
         """First layer's share of the genome: factors per scale, each blocks x bins of that scale x factors -> blocks x bins x nodes."""
-        blocks, bins = factors[0].shape[:2]
-        columns = self.config.celltype_factors + self.config.assay_factors
-        term = self.biases[0]
-        for values in factors:
-            weight = self.weights[0][:, columns : columns + values.shape[-1]]
-            columns += values.shape[-1]
-            part = functional.linear(values, weight)
-            term = term + part.repeat_interleave(bins // values.shape[1], dim=1)
-        return term.expand(blocks, bins, -1)
+        widths = [values.shape[-1] for values in factors]
+        weights = self.weights[0][:, self.config.inputs - sum(widths) :].split(widths, dim=1)
+        term = self.biases[0].expand(len(factors[0]), 1, -1)
+        # From the coarsest scale to the finest, so that what is shared is added, and its gradient summed, once.
+        for values, weight in zip(reversed(factors), reversed(weights), strict=True):
+            finer = functional.linear(values, weight).unflatten(1, (term.shape[1], -1))
+            term = (finer + term[:, :, None]).flatten(1, 2)
+        return term
 
     def track_term(self, celltype: Tensor, assay: Tensor) -> Tensor:
         """First layer's share of the tracks (celltype, assay: any shape of indices): that shape x nodes."""
@@ -67,10 +66,10 @@ class AvocadoNet(nn.Module):
         return by_celltype[celltype] + by_assay[assay]
 
     def above(self, hidden: Tensor) -> Tensor:
-        """Everything after the first layer's sum: ... x nodes -> ... ."""
-        hidden = self._drop(functional.relu(hidden))
+        """Everything after the first layer's sum: ... x nodes -> ... ; what is given is overwritten."""
+        hidden = self._drop(functional.relu_(hidden))
         for weight, bias in zip(self.weights[1:-1], self.biases[1:-1], strict=True):
-            hidden = self._drop(functional.relu(functional.linear(hidden, weight, bias)))
+            hidden = self._drop(functional.relu_(functional.linear(hidden, weight, bias)))
         return functional.linear(hidden, self.weights[-1], self.biases[-1]).squeeze(-1)
 
     def forward(self, genome: Sequence[Tensor], celltype: Tensor, assay: Tensor) -> Tensor:
