@@ -104,7 +104,7 @@ class Config:
     context_targets: int = 16
     context_celltypes: int = 16
     context_dropout: float = 0.25
-    context_stretch: float = 1.1
+    context_stretch: float = 1.15
     context_focus: float = 0.7
     context_learning_rate: float = 2e-3
     context_decay: float = 1e-3
