@@ -79,7 +79,7 @@ def evaluate(
     Mb at 25 bp) are scored in memory, as many tracks at a time as fit 64 MB a method; longer ones piece by piece, with
     one track of each method and what is derived of it in temporary files (in ``TMPDIR``), 35 bytes a bin for two
     methods: 4 GB for a human genome, up to half as much again where bins are missing. Each layer is computed once, the
-    imputed tracks of one of up to 128 MB together. No score is approximate. Measured on 121 million bins, one track, two methods, all measures: 0.35 GB.
+    imputed tracks of one of up to 256 MB together. No score is approximate. Measured on 121 million bins, one track, two methods, all measures: 0.35 GB.
 
     Parameters
     ----------

@@ -44,7 +44,7 @@ POSITIONS = 1 << 18
 """Positions of a dask chunk, at most; divides the chunks that stores have, so that no chunk is decoded in halves."""
 CHUNK = 1 << 25
 """Values of a dask chunk, at most: 128 MB."""
-TOGETHER = 1 << 27
+TOGETHER = 1 << 28
 """Bytes of a layer that is computed at once, at most, rather than track by track."""
 
 
