@@ -39,7 +39,7 @@ class AvocadoAccessor:
     types and assays, ``average`` activity. Score: ``evaluate`` against truth, ``cross_validate``, ``variable_loci``,
     ``relationships`` between marks, ``search`` for settings. Observed tracks: check them with ``qc``, bring them to one scale with
     ``normalize`` (and back with ``denormalize``). Write: ``to_zarr``, ``to_bigwig``,
-    ``to_keras``. Look: ``experiments`` that were run, ``bins`` of
+    ``to_keras``; ``to_anndata`` for scanpy. Look: ``experiments`` that were run, ``bins`` of
     the genome axis.
     """
 
@@ -52,6 +52,7 @@ class AvocadoAccessor:
     average = _verb(baselines.add_average)
     fit = _verb(fit.fit)
     impute = _verb(impute.impute)
+    to_anndata = _verb(embed.to_anndata)
     embed = _verb(embed.embed)
     qc = _verb(qc.qc)
     denormalize = _verb(normalize.denormalize)
