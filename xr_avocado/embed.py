@@ -142,12 +142,17 @@ def embed(
     ((2, 565), [0.5, 1.0])
     """
     check_cube(ds, CELLTYPE_FACTORS, ASSAY_FACTORS)
-    if axis in (CELLTYPE, ASSAY):
-        return _labels_anndata(ds, axis)
     _check_axis(axis)
+    aggregates = anchor is not None or windows is not None or bool(np.any(flank))
+    if axis != POSITION:
+        if aggregates or any(option is not None for option in (regions, agg, scales)):
+            raise CubeError(
+                f"regions, agg, scales, anchor, flank and windows are for positions; leave them out for {axis!r}"
+            )
+        return _labels_anndata(ds, axis)
     if as_ not in ("pyranges", "frame"):
         raise ValueError(f"as_ is 'pyranges' or 'frame'; got {as_!r}")
-    if agg is None and (anchor is not None or windows is not None or flank != 0):
+    if agg is None and aggregates:
         agg = "mean"
     if agg is None:
         frame = position_table(ds if regions is None else select(ds, regions), scales)
@@ -385,10 +390,11 @@ def _labels_of(ds: xr.Dataset, dims: tuple[str, ...]) -> pd.DataFrame:
         else:
             columns[dim] = ds[dim].values.astype(str)[rows]
     frame = pd.DataFrame(columns)
-    parts = [frame[dim] for dim in dims if dim != POSITION]
+    parts: list[Any] = [frame[dim] for dim in dims if dim != POSITION]
     if POSITION in dims:
         parts.append(frame["chrom"] + ":" + frame["start"].astype(str) + "-" + frame["end"].astype(str))
-    return frame.set_axis(pd.Index(parts[0].str.cat(parts[1:], sep=" "), name=None))
+    names = parts[0] if len(parts) == 1 else parts[0] + " " + parts[1]
+    return frame.set_axis(pd.Index(names.to_numpy()))
 
 
 def _own_factors(ds: xr.Dataset, by: str) -> np.ndarray:
