@@ -134,13 +134,14 @@ class Trainer:
         if self.validation is None:
             return math.nan, math.nan
         self.net.eval()
-        enough = max(1, VALIDATION_SAMPLES // self.validation.values[:, 0].numel())
+        samples = self.validation.values[:, 0].numel()
+        enough = max(1, VALIDATION_SAMPLES // samples)
         n_blocks = min(VALIDATION_BLOCKS, enough, self.panel.n_blocks)
         chosen = torch.linspace(0, self.panel.n_blocks - 1, n_blocks).long().to(self.device)
         every = torch.arange(len(self.validation.celltype), device=self.device)
         sums = torch.zeros(2, dtype=torch.float64)
         count = 0
-        for blocks in chosen.split(16):
+        for blocks in chosen.split(max(1, self.config.batch // samples)):
             tracks = every.expand(len(blocks), -1)
             truth = self.validation.take(blocks, tracks)
             celltype, assay = self.validation.celltype[tracks], self.validation.assay[tracks]
