@@ -17,7 +17,7 @@ demo: $(VENV)/.installed-fast
 	$(BIN)/xr-avocado demo --out demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --doctest-modules xr_avocado tests
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --doctest-modules xr_avocado tests
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
