@@ -17,6 +17,9 @@ CELLTYPE, ASSAY, POSITION = "celltype", "assay", "position"
 DIMS = (CELLTYPE, ASSAY, POSITION)
 SIGNAL, OBSERVED, AVERAGE = "signal", "observed", "average"
 IMPUTED, IMPUTED_TRACKS = "imputed", "imputed_tracks"
+SUPPORT, SUPPORT_CELLTYPE, SUPPORT_ASSAY = "support", "support_celltype", "support_assay"
+IMPUTATION = (IMPUTED, SUPPORT)
+"""What the names of variables that ``impute`` adds start with."""
 CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY = "celltype_factors", "assay_factors", "history"
 CELLTYPE_FACTOR, ASSAY_FACTOR = "celltype_factor", "assay_factor"
 NETWORK = "network_"

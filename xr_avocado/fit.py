@@ -23,8 +23,7 @@ from xr_avocado.cube import (
     CONTEXT_PARAMETER,
     FITTED,
     HISTORY,
-    IMPUTED,
-    IMPUTED_TRACKS,
+    IMPUTATION,
     MODEL,
     NETWORK,
     POSITION,
@@ -308,7 +307,7 @@ def with_context(ds: xr.Dataset, context: TrainedContext) -> xr.Dataset:
 
 def without_parameters(ds: xr.Dataset) -> xr.Dataset:
     """Drop an earlier fit and what it imputed, so that a cube can be fitted again."""
-    names = [n for n in ds.data_vars if str(n).startswith(MODEL) or n in (IMPUTED, IMPUTED_TRACKS)]
+    names = [n for n in ds.data_vars if str(n).startswith((*MODEL, *IMPUTATION))]
     bare = ds.drop_vars(names)
     unused = [
         n

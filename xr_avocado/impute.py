@@ -34,6 +34,7 @@ from xr_avocado.cube import (
 )
 from xr_avocado.predictors import Predictor, predictor_of
 from xr_avocado.quantile_map import NORMALIZED
+from xr_avocado.support import support
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +89,9 @@ def impute(
     Returns
     -------
     The cube plus ``imputed`` (celltype x assay x position, float32, in the cube's transformed units; NaN for pairs that were not asked
-    for) and ``imputed_tracks`` (celltype x assay, bool: the pairs asked for).
+    for), ``imputed_tracks`` (celltype x assay, bool: the pairs asked for), and ``support``, ``support_celltype`` and ``support_assay``
+    (celltype x assay: whether each pair is observed, imputed or extrapolated, and from how many tracks of its cell type and of its assay;
+    see `xr_avocado.support`).
 
     Raises
     ------
@@ -126,6 +129,7 @@ def impute(
         {
             IMPUTED: ((CELLTYPE, ASSAY, POSITION), array, attrs),
             IMPUTED_TRACKS: ((CELLTYPE, ASSAY), asked, {"long_name": "pairs that imputed holds"}),
+            **support(fitted),
         }
     )
 
