@@ -73,6 +73,15 @@ def test_fit_writes_beside_the_cube_and_hides_what_it_is_told(work):
     assert "celltype_factors" in fitted
 
 
+def test_fit_again_opens_what_is_finished(work, monkeypatch, capsys):
+    from xr_avocado.model.training import Trainer
+
+    monkeypatch.setattr(Trainer, "step", lambda *_, **__: pytest.fail("trained again"))
+    capsys.readouterr()
+    assert main(["fit", str(work / "cube.zarr"), "--epochs", "1", "--hold-out", ":".join(HELD), "--quiet"]) == 0
+    assert "8 of 9 were run" in capsys.readouterr().out
+
+
 def test_info_says_what_is_there(work, capsys):
     assert main(["info", str(work / "cube.zarr")]) == 0
     out = capsys.readouterr().out
@@ -163,7 +172,8 @@ def test_mistakes_are_told_in_one_line(work, tmp_path, capsys):
     assert "'C9' is not a celltype" in failed(capsys, "impute", fitted, str(tmp_path / "x"), "--celltype", "C9")
     assert "call .avocado.fit() first" in failed(capsys, "impute", cube, str(tmp_path / "x"))
     assert "write CELLTYPE:ASSAY" in failed(capsys, "fit", cube, "--hold-out", "C1", "--out", str(tmp_path / "f.zarr"))
-    assert "there already" in failed(capsys, "fit", cube)
+    assert "epochs was 1, now 12" in failed(capsys, "fit", cube)
+    assert "holds no model" in failed(capsys, "fit", cube, "--out", cube)
     assert "chr9" in failed(capsys, "impute", fitted, str(tmp_path / "x"), "--region", "chr9:1-100")
     assert ".tsv or .bed" in failed(capsys, "embed", fitted, str(tmp_path / "e.csv"))
     assert ".tsv or .h5ad" in failed(capsys, "embed", fitted, str(tmp_path / "e.bed"), "--axis", "celltype")

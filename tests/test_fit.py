@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -271,10 +273,10 @@ def test_an_interrupt_keeps_what_was_learned(panel_cube: xr.Dataset, monkeypatch
 
     run = Trainer.epoch
 
-    def interrupted(self: Trainer, number: int, bar: object) -> float:
+    def interrupted(self: Trainer, number: int, *arguments: Any) -> float:
         if number == 2:
             raise KeyboardInterrupt
-        return run(self, number, bar)
+        return run(self, number, *arguments)
 
     monkeypatch.setattr(Trainer, "epoch", interrupted)
     model = panel_cube.avocado.fit(config={**SMALL, "epochs": 9}, validation=None, progress=False)

@@ -81,22 +81,28 @@ def build(a: argparse.Namespace) -> None:
 
 
 def fit(a: argparse.Namespace) -> None:
-    """Train a model on a cube, and write the cube with the model inside."""
+    """Train a model on a cube, and write the cube with the model inside; run again, it goes on where it was stopped."""
     from xr_avocado import fit as verb
     from xr_avocado.cube import hold_out
-    from xr_avocado.io.zarr import check_replaceable, open_cube, to_zarr
+    from xr_avocado.io.zarr import open_cube
 
     cube = open_cube(a.cube)
-    out = Path(a.out) if a.out else _beside(a.cube, ".fitted.zarr")
-    if out.exists() and not a.overwrite:
-        raise CubeError(f"{out} is there already; give --overwrite to replace it, or another name with --out")
-    check_replaceable(out)
     if a.hold_out:
         cube = hold_out(cube, [_track(text) for text in a.hold_out])
-    config = _json(a.config) if a.config else None
-    fitted = verb.fit(cube, a.preset, config=config, epochs=a.epochs, seed=a.seed, device=a.device, progress=a.progress)
-    to_zarr(fitted, out, overwrite=a.overwrite, progress=a.progress)
-    print(_summary(fitted, out))
+    store = Path(a.out) if a.out else _beside(a.cube, ".fitted.zarr")
+    fitted = verb.fit(
+        cube,
+        a.preset,
+        config=_json(a.config) if a.config else None,
+        epochs=a.epochs,
+        seed=a.seed,
+        device=a.device,
+        store=store,
+        checkpoint_minutes=a.checkpoint_minutes,
+        overwrite=a.overwrite,
+        progress=a.progress,
+    )
+    print(_summary(fitted, store))
 
 
 def search(a: argparse.Namespace) -> None:
@@ -363,7 +369,8 @@ def _build_options(add: Callable[..., Any]) -> None:
 def _fit_options(add: Callable[..., Any]) -> None:
     add("cube", metavar="CUBE", help="store that build wrote")
     add("--out", metavar="STORE", help="folder to write (default: CUBE's name with .fitted.zarr)")
-    add("--overwrite", action="store_true", help="replace it if it is there")
+    add("--overwrite", action="store_true", help="replace it where it is another fit")
+    add("--checkpoint-minutes", type=float, default=10, metavar="N", help="time between checkpoints (default: 10)")
     add("--preset", choices=["paper", "small"], help="sizes of the model (default: by the number of experiments)")
     add("--config", metavar="JSON", help="file of model settings, such as search writes")
     add("--epochs", type=int, metavar="N", help="passes over the positions, at most")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ from xr_avocado.cube import (
     label_rows,
     position_dim,
 )
+from xr_avocado.fit_store import FitStore, identity
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import assign_bins, bins_of
 
@@ -85,6 +87,9 @@ def fit(
     epochs: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    store: str | os.PathLike[str] | None = None,
+    checkpoint_minutes: float = 10.0,
+    overwrite: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
     """Train a model on the observed experiments, and return the cube with the model's parameters as variables.
@@ -95,6 +100,10 @@ def fit(
     from them, and the epoch at which those are predicted best comes back. Presets have the factors alone, which then impute.
 
     Ctrl-C ends the part in training early and keeps what was learned.
+
+    With ``store`` the fitted cube is written there, and training can be taken up again: every ``checkpoint_minutes`` all that it
+    has changed is kept in a folder beside the store. Whatever ends the process, and whenever, the same call goes on from there, on
+    the CPU to the same result bit for bit. It also goes on after Ctrl-C; a call that was finished before opens the store.
 
     Memory: the observed tracks at 2.2 bytes a bin each (twice that if untransformed), 16 bytes a bin, and 16 bytes a genome factor (values, Adam's moments, the
     best epoch's copy; the default on a small panel learns some 10 factors a bin). One track at a time is read.
@@ -117,6 +126,12 @@ def fit(
         Fixes the run: same cube, settings, device and number of threads give the same model.
     device
         ``"cpu"``, ``"cuda"``, ``"mps"``; by default the fastest at hand.
+    store
+        Folder to write the fitted cube to, as ``to_zarr`` does; what comes back is opened from it, and lazy.
+    checkpoint_minutes
+        Least time from one checkpoint to the next; each takes 16 bytes a genome factor on the disk.
+    overwrite
+        Replace a store, and checkpoints, that are of another call.
     progress
         Show a progress bar.
 
@@ -128,7 +143,8 @@ def fit(
     Raises
     ------
     CubeError
-        Where the cube has no signal, too few observed experiments, or a label given is not on it.
+        Where the cube has no signal, too few observed experiments, or a label given is not on it; where ``store`` holds something
+        else than this call's fit, and which setting or part of the cube differs.
     ValueError
         Where a preset, a setting or the device is unknown, or training diverged in its first epoch.
 
@@ -152,6 +168,12 @@ def fit(
             f"no experiment is left to train on: the cube has {len(held)} and validation takes them; hold fewer out"
         )
     settings = resolve_config(len(trained_on), preset, config, epochs)
+    about = provenance(ds, settings, trained_on, held, seed)
+    kept = None
+    if store is not None:
+        kept = FitStore(store, about, minutes=checkpoint_minutes, overwrite=overwrite)
+        if kept.finished is not None:
+            return kept.finished
     layout = Layout.of(bins_of(ds), settings)
     panel = load_panel(ds, trained_on, layout, settings, chosen)
     aside = load_panel(ds, held, layout, settings, chosen) if held else None
@@ -160,10 +182,29 @@ def fit(
     if settings.context:
         # The context term over-fits no bins and stops at no epoch, so it may learn from every track.
         every = panel if aside is None else panel.joined(aside)
-        context = train_context(every, settings, labels, seed=seed, progress=progress)
-    trained = train(panel, aside, settings, labels, seed=seed, progress=progress)
-    out = with_parameters(ds, trained, layout, settings, trained_on, held, seed)
-    return out if context is None else with_context(out, context)
+        at = None if kept is None else kept.checkpoint("context")
+        context = train_context(every, settings, labels, seed=seed, progress=progress, checkpoint=at)
+    at = None if kept is None else kept.checkpoint("factors")
+    trained = train(panel, aside, settings, labels, seed=seed, progress=progress, checkpoint=at)
+    out = with_parameters(ds, trained, layout, about)
+    out = out if context is None else with_context(out, context)
+    if kept is None:
+        return out
+    interrupted = trained.interrupted or (context is not None and context.interrupted)
+    return kept.write(out, interrupted=interrupted, progress=progress)
+
+
+def provenance(
+    ds: xr.Dataset, config: Config, trained_on: list[Experiment], held: list[Experiment], seed: int
+) -> dict[str, Any]:
+    """Say what a fit is of and how it is made: all that its result depends on, but for the device."""
+    return {
+        **identity(ds, trained_on),
+        "config": config.to_attrs(),
+        "seed": seed,
+        "trained_on": [list(pair) for pair in trained_on],
+        "validation": [list(pair) for pair in held],
+    }
 
 
 def resolve_config(
@@ -235,15 +276,7 @@ def load_panel(ds: xr.Dataset, tracks: list[Experiment], layout: Layout, config:
     return Panel(values, torch.from_numpy(celltype).to(device), torch.from_numpy(assay).to(device))
 
 
-def with_parameters(
-    ds: xr.Dataset,
-    trained: Trained,
-    layout: Layout,
-    config: Config,
-    trained_on: list[Experiment],
-    held: list[Experiment],
-    seed: int,
-) -> xr.Dataset:
+def with_parameters(ds: xr.Dataset, trained: Trained, layout: Layout, about: dict[str, Any]) -> xr.Dataset:
     """Put a trained model's parameters on the cube, labelled."""
     from xr_avocado import __version__
     from xr_avocado.model.training import METRICS
@@ -266,17 +299,7 @@ def with_parameters(
         rows = _array(table.flatten(0, 1)[slots])
         out[genome_factors(bins.binsize)] = ((dim, factor_dim(bins.binsize)), rows)
         out = out if dim == POSITION else assign_bins(out, bins, dim)
-    provenance = {
-        "version": __version__,
-        "config": config.to_attrs(),
-        "seed": seed,
-        "celltypes": [str(label) for label in ds[CELLTYPE].values],
-        "assays": [str(label) for label in ds[ASSAY].values],
-        "trained_on": [list(pair) for pair in trained_on],
-        "validation": [list(pair) for pair in held],
-        "best_epoch": trained.best_epoch + 1,
-    }
-    return out.assign_attrs({FITTED: provenance})
+    return out.assign_attrs({FITTED: {"version": __version__, **about, "best_epoch": trained.best_epoch + 1}})
 
 
 def with_context(ds: xr.Dataset, context: TrainedContext) -> xr.Dataset:

@@ -47,6 +47,9 @@ __all__ = ["Search", "search"]
 
 logger = logging.getLogger("xr_avocado")
 
+NOT_TRIED = ("ds", "progress", "store", "overwrite", "checkpoint_minutes")
+"""Arguments of ``fit`` that are no options of a trial."""
+
 FOLDS = 3
 """Folds of a trial, unless they are given."""
 BINS = 1 << 17
@@ -220,7 +223,7 @@ class Plan:
             usable = [name for name, needs in MEASURES.items() if needs in (None, "variance")]
             raise ValueError(f"{measure!r} needs an annotation; search by one of {', '.join(usable)}")
         options = dict(fit or {})
-        known = [name for name in inspect.signature(train).parameters if name not in ("ds", "progress")]
+        known = [name for name in inspect.signature(train).parameters if name not in NOT_TRIED]
         if unknown := [name for name in options if name not in known]:
             raise ValueError(f"{unknown[0]!r} is not an option of fit; there are {', '.join(known)}")
         device_named(options.get("device"))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["former", "link_tree", "remove", "replacing", "swap_in", "unfinished"]
+__all__ = ["fitting", "former", "link_tree", "remove", "replacing", "swap_in", "unfinished"]
 
 
 @contextmanager
@@ -68,3 +68,8 @@ def _link(source: str, target: str) -> None:
 def unfinished(target: Path) -> Path:
     """Name the folder beside ``target`` in which its build gathers what is done."""
     return target.with_name(f".{target.name}.building")
+
+
+def fitting(target: Path) -> Path:
+    """Name the folder beside ``target`` in which its training keeps how far it is."""
+    return target.with_name(f".{target.name}.fitting")

@@ -16,7 +16,7 @@ from xr_avocado.axis import coordinate_names
 from xr_avocado.cube import ASSAY, CELLTYPE, OBSERVED, POSITION, SIGNAL, CubeError, check_cube
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import assign_bins
-from xr_avocado.io.atomic import replacing, unfinished
+from xr_avocado.io.atomic import fitting, replacing, unfinished
 from xr_avocado.io.encoding import BINSIZE, FORMAT, PROVENANCE, SEGMENTS, VERSION, Precision, is_position, to_disk
 
 __all__ = ["open_cube", "to_zarr"]
@@ -89,6 +89,8 @@ def _check_there(path: Path) -> None:
         raise CubeError(
             f"the build of {path} has not finished: run the same build_cube again, it goes on where it stopped"
         )
+    if fitting(path).exists():
+        raise CubeError(f"the training of {path} has not finished: run the same fit again, it goes on where it stopped")
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
         raise CubeError(
             f"there is no store {path}: replacing it was interrupted. Its former contents are {old}; rename it"

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from xr_avocado.io.checkpoint import Checkpoint, Saved
 from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextNet
 from xr_avocado.model.levels import Levels
 from xr_avocado.model.sampling import Panel
+from xr_avocado.model.state import as_arrays, moments, named, random_states, restore_moments, restore_random, under
 
 __all__ = ["ContextSampler", "TrainedContext", "train_context"]
 
@@ -32,6 +34,7 @@ class TrainedContext:
 
     members: tuple[ContextNet, ...]
     history: list[tuple[float, float]]
+    interrupted: bool = False
 
 
 class ContextSampler:
@@ -102,7 +105,13 @@ class ContextSampler:
 
 
 def train_context(
-    panel: Panel, config: Config, labels: tuple[int, int], *, seed: int = 0, progress: bool = True
+    panel: Panel,
+    config: Config,
+    labels: tuple[int, int],
+    *,
+    seed: int = 0,
+    progress: bool = True,
+    checkpoint: Checkpoint | None = None,
 ) -> TrainedContext:
     """Train the context term on a panel; memory as ``ContextSampler`` plus a batch's activations.
 
@@ -118,58 +127,112 @@ def train_context(
         Fixes initial values and draws.
     progress
         Show a bar.
+    checkpoint
+        Where to keep how far it is; what it holds is gone on with, on the CPU bit for bit.
     """
     cuda = [panel.values.device] if panel.values.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
-        return _train(panel, config, labels, torch.Generator().manual_seed(seed), progress=progress)
+        run = _Run(panel, config, labels, torch.Generator().manual_seed(seed))
+        if checkpoint is not None and (saved := checkpoint.load()) is not None:
+            run.restore(saved)
+        return _train(run, checkpoint, progress=progress)
 
 
-def _train(
-    panel: Panel, config: Config, labels: tuple[int, int], generator: torch.Generator, *, progress: bool
-) -> TrainedContext:
-    levels = Levels.of(panel, labels)
-    sampler = ContextSampler(panel, config, labels, generator)
-    samples = config.epochs * min(config.context_samples, len(sampler.bins) * len(panel.values))
-    members: list[ContextNet] = []
-    history: list[tuple[float, float]] = []
-    total = samples * config.context_members
-    with tqdm(total=total, desc="fit context", unit="sample", unit_scale=True, disable=not progress) as bar:
-        try:
-            for _ in range(config.context_members):
-                members.append(ContextNet(config, levels, generator=generator).to(panel.values.device))
-                _train_member(members[-1], sampler, samples, history, bar)
-        except KeyboardInterrupt:
-            seen = int(history[-1][0]) if history else 0
-            logger.warning("interrupted: keeping the context term after some %d samples", seen)
-            # One that has just begun would spoil the mean.
-            members = members[:-1] or members
-    return TrainedContext(tuple(member.eval() for member in members), history)
+class _Run:
+    """State of training all members, one after the other."""
 
+    def __init__(self, panel: Panel, config: Config, labels: tuple[int, int], generator: torch.Generator) -> None:
+        self.config, self.device = config, panel.values.device
+        self.levels = Levels.of(panel, labels)
+        self.sampler = ContextSampler(panel, config, labels, generator)
+        self.samples = config.epochs * min(config.context_samples, len(self.sampler.bins) * len(panel.values))
+        self.members: list[ContextNet] = []
+        self.history: list[tuple[float, float]] = []
+        # Of the member in training: samples seen, points of its curve, losses since the last one.
+        self.seen, self.reports = 0, 0
+        self.losses: list[Tensor] = []
 
-def _train_member(
-    net: ContextNet, sampler: ContextSampler, samples: int, history: list[tuple[float, float]], bar: tqdm
-) -> None:
-    config = sampler.config
-    optimizer = torch.optim.AdamW(net.parameters(), lr=config.context_learning_rate, weight_decay=config.context_decay)
-    before = history[-1][0] if history else 0.0
-    seen, reports, running = 0, 0, []
-    while seen < samples:
-        rate = config.context_learning_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * seen / samples)))
-        for group in optimizer.param_groups:
+    @property
+    def before(self) -> int:
+        """Samples that the members before this one saw."""
+        return int(self.history[-self.reports - 1][0]) if len(self.history) > self.reports else 0
+
+    @property
+    def finished(self) -> bool:
+        return len(self.members) == self.config.context_members and self.seen >= self.samples
+
+    def begin(self) -> None:
+        """Begin a member."""
+        net = ContextNet(self.config, self.levels, generator=self.sampler.random).to(self.device)
+        rate, decay = self.config.context_learning_rate, self.config.context_decay
+        self.optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay)
+        self.members.append(net)
+        self.seen, self.reports, self.losses = 0, 0, []
+
+    def advance(self) -> int:
+        """Take a step with the member in training, or the next one's first; return the samples it saw."""
+        if not self.members or self.seen >= self.samples:
+            self.begin()
+        rate = self.config.context_learning_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * self.seen / self.samples)))
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        count, loss = _step(net, sampler, optimizer)
-        seen += count
-        running.append(loss)
-        bar.update(count)
-        if seen * REPORTS >= samples * (reports + 1) or seen >= samples:
-            history.append((before + seen, float(torch.stack(running).mean())))
-            reports, running = reports + 1, []
-            bar.set_postfix(mse=f"{history[-1][1]:.4f}")
-            if not math.isfinite(history[-1][1]):
-                raise ValueError(
-                    f"training error of the context term is no longer finite: lower {config.context_learning_rate=}"
-                )
+        count, loss = _step(self.members[-1], self.sampler, self.optimizer)
+        self.seen += count
+        self.losses.append(loss)
+        if self.seen * REPORTS >= self.samples * (self.reports + 1) or self.seen >= self.samples:
+            self._report()
+        return count
+
+    def _report(self) -> None:
+        point = (float(self.before + self.seen), float(torch.stack(self.losses).mean()))
+        self.history.append(point)
+        self.reports, self.losses = self.reports + 1, []
+        if not math.isfinite(point[1]):
+            raise ValueError(
+                f"training error of the context term is no longer finite: lower {self.config.context_learning_rate=}"
+            )
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        tensors = named("random", random_states(self.sampler.random, self.device))
+        tensors |= named("moments", moments(self.optimizer))
+        for i, member in enumerate(self.members):
+            tensors |= named(f"members/{i}", member.state_dict())
+        if self.losses:
+            tensors["losses"] = torch.stack(self.losses)
+        state = {"members": len(self.members), "seen": self.seen, "reports": self.reports, "history": self.history}
+        checkpoint.save(as_arrays(tensors), state)
+
+    def restore(self, saved: Saved) -> None:
+        for i in range(saved.state["members"]):
+            self.begin()
+            self.members[-1].load_state_dict(under(f"members/{i}", saved.arrays))
+        restore_moments(self.optimizer, under("moments", saved.arrays))
+        restore_random(under("random", saved.arrays), self.sampler.random, self.device)
+        self.seen, self.reports = saved.state["seen"], saved.state["reports"]
+        self.history = [(x, y) for x, y in saved.state["history"]]
+        self.losses = [torch.tensor(x, device=self.device) for x in saved.arrays.get("losses", ())]
+
+
+def _train(run: _Run, checkpoint: Checkpoint | None, *, progress: bool) -> TrainedContext:
+    total = run.samples * run.config.context_members
+    bar = tqdm(total=total, initial=run.before + run.seen, desc="fit context", unit="sample", unit_scale=True, disable=not progress)  # fmt: skip
+    interrupted = False
+    with bar:
+        try:
+            while not run.finished:
+                bar.update(run.advance())
+                if not run.losses:
+                    bar.set_postfix(mse=f"{run.history[-1][1]:.4f}")
+                if checkpoint is not None and (checkpoint.due or run.finished):
+                    run.save(checkpoint)
+        except KeyboardInterrupt:
+            interrupted = True
+            seen = int(run.history[-1][0]) if run.history else 0
+            logger.warning("interrupted: keeping the context term after some %d samples", seen)
+    # One that has just begun would spoil the mean.
+    members = (run.members[:-1] or run.members) if run.seen < run.samples else run.members
+    return TrainedContext(tuple(member.eval() for member in members), run.history, interrupted)
 
 
 class Task(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,15 @@ class BlockTable:
         self.mean = torch.zeros_like(values)
         self.square = torch.zeros_like(values)
         self.decay, self.betas = decay, betas
+
+    def state(self) -> dict[str, Tensor]:
+        """Name all that training has changed; the tensors are the table's own."""
+        return {"values": self.values, "mean": self.mean, "square": self.square}
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Put back what ``state`` named."""
+        for name, tensor in self.state().items():
+            tensor.copy_(kept[name])
 
     def read(self, blocks: Tensor) -> Tensor:
         """Copy the factors of some blocks as a leaf that collects its gradient."""

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from xr_avocado.io.checkpoint import Checkpoint, Saved
 from xr_avocado.model.average import AverageActivity
 from xr_avocado.model.config import Config
 from xr_avocado.model.network import AvocadoNet
 from xr_avocado.model.optimizer import BlockTable
 from xr_avocado.model.sampling import Batch, Panel, batches
+from xr_avocado.model.state import as_arrays, moments, named, random_states, restore_moments, restore_random, under
 
 __all__ = ["METRICS", "Trained", "Trainer", "device_named", "train"]
 
@@ -36,6 +40,7 @@ class Trained:
     genome: list[Tensor]
     history: list[tuple[float, ...]]
     best_epoch: int
+    interrupted: bool = False
 
 
 @dataclass
@@ -88,6 +93,9 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        # Of the epoch in training: the generator's state when it began, and the errors of the batches that are done.
+        self.began = self.random.get_state()
+        self.losses: list[Tensor] = []
 
     def _new_table(self, scale: int, factors: int) -> BlockTable:
         shape = (self.panel.n_blocks, self.config.block // scale, factors)
@@ -114,19 +122,26 @@ class Trainer:
             table.step(batch.blocks, leaf, rate=self.config.genome_learning_rate * decay, visit=visit)
         return loss.detach()
 
-    def epoch(self, number: int, bar: tqdm) -> float:
-        """Visit every block once; returns the mean of the batches' errors."""
+    def epoch(self, number: int, bar: tqdm, after_step: Callable[[], None] = lambda: None) -> float:
+        """Visit every block once; returns the mean of the batches' errors.
+
+        What is done of an epoch that was begun is not done again: the draws are repeated from the state in which it began.
+        """
         decay = 0.02 + 0.49 * (1 + math.cos(math.pi * number / self.config.epochs))
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * decay
         self.net.train()
-        c, losses = self.config, []
-        for batch in batches(
-            self.panel, tracks_per_position=c.tracks_per_position, batch=c.batch, generator=self.random
-        ):
-            losses.append(self.step(batch, decay=decay, visit=number + 1))
+        if not self.losses:
+            self.began = self.random.get_state()
+        self.random.set_state(self.began)
+        c, done = self.config, len(self.losses)
+        drawn = batches(self.panel, tracks_per_position=c.tracks_per_position, batch=c.batch, generator=self.random)
+        for batch in islice(drawn, done, None):
+            self.losses.append(self.step(batch, decay=decay, visit=number + 1))
             bar.update()
-        return float(torch.stack(losses).mean())
+            after_step()
+        loss, self.losses = float(torch.stack(self.losses).mean()), []
+        return loss
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
@@ -170,6 +185,7 @@ def train(
     *,
     seed: int = 0,
     progress: bool = True,
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Train a model on a panel; the epoch with the lowest validation error (the last one, without validation) is what comes back.
 
@@ -185,6 +201,8 @@ def train(
         Fixes the initial values, the order of blocks and the draws of tracks; on one device a run repeats bit for bit.
     progress
         Show a bar.
+    checkpoint
+        Where to keep how far it is; what it holds is gone on with, on the CPU bit for bit.
 
     Notes
     -----
@@ -193,40 +211,101 @@ def train(
     """
     with torch.random.fork_rng(devices=[panel.values.device] if panel.values.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        return _train(Trainer(panel, validation, config, labels, seed=seed), progress=progress)
+        run = _Run(Trainer(panel, validation, config, labels, seed=seed), checkpoint)
+        return run.train(progress=progress)
 
 
-def _train(trainer: Trainer, *, progress: bool) -> Trained:
-    config, best = trainer.config, _Best()
-    history: list[tuple[float, ...]] = []
-    bins, n_tracks = trainer.panel.values.shape[2], len(trainer.panel.values)
-    size = max(1, config.batch // (bins * min(config.tracks_per_position, n_tracks)))
-    with tqdm(
-        total=config.epochs * -(-trainer.panel.n_blocks // size), desc="fit factors", unit="step", disable=not progress
-    ) as bar:
-        try:
-            for number in range(config.epochs):
-                loss = trainer.epoch(number, bar)
-                score, average = trainer.validate()
-                history.append((loss, score, average, trainer.optimizer.param_groups[0]["lr"]))
-                shown = {"train": loss, "validation": score, "average": average}
-                bar.set_postfix(epoch=number + 1, **{k: f"{v:.4f}" for k, v in shown.items() if math.isfinite(v)})
-                if not math.isfinite(loss):
-                    logger.warning("training error is no longer finite at epoch %d: lower learning_rate", number + 1)
-                    break
-                if trainer.validation is None or score < best.score:
-                    trainer.keep(best, score, number)
-                elif config.patience and number - best.epoch >= config.patience:
-                    break
-        except KeyboardInterrupt:
-            if best.epoch < 0:
-                # Not one epoch is done: keep what there is, and with it what was trained before.
-                trainer.keep(best, math.nan, 0)
-                history.append((math.nan,) * len(METRICS))
-            logger.warning("interrupted: keeping epoch %d", best.epoch + 1)
-    if best.epoch < 0:
-        raise ValueError(
-            "training did not finish one epoch with a finite error: lower learning_rate and genome_learning_rate"
-        )
-    trainer.net.load_state_dict(best.network)
-    return Trained(trainer.net.eval(), best.genome, history, best.epoch)
+class _Run:
+    """How far a trainer is: epochs done, their history, the best of them."""
+
+    def __init__(self, trainer: Trainer, checkpoint: Checkpoint | None) -> None:
+        self.trainer, self.checkpoint = trainer, checkpoint
+        self.best, self.history = _Best(), list[tuple[float, ...]]()
+        self.stopped = False
+        if checkpoint is not None and (saved := checkpoint.load()) is not None:
+            self.restore(saved)
+
+    @property
+    def finished(self) -> bool:
+        return self.stopped or len(self.history) == self.trainer.config.epochs
+
+    def train(self, *, progress: bool) -> Trained:
+        """Train the epochs that are left."""
+        interrupted = False
+        with self._bar(progress) as bar:
+            try:
+                while not self.finished:
+                    self._epoch(bar)
+            except KeyboardInterrupt:
+                interrupted = True
+                if self.best.epoch < 0:
+                    # Not one epoch is done: keep what there is, and with it what was trained before.
+                    self.trainer.keep(self.best, math.nan, 0)
+                    self.history.append((math.nan,) * len(METRICS))
+                logger.warning("interrupted: keeping epoch %d", self.best.epoch + 1)
+        if self.best.epoch < 0:
+            raise ValueError(
+                "training did not finish one epoch with a finite error: lower learning_rate and genome_learning_rate"
+            )
+        self.trainer.net.load_state_dict(self.best.network)
+        return Trained(self.trainer.net.eval(), self.best.genome, self.history, self.best.epoch, interrupted)
+
+    def _bar(self, shown: bool) -> tqdm:
+        trainer, config = self.trainer, self.trainer.config
+        n_tracks, n_blocks, bins = trainer.panel.values.shape
+        size = max(1, config.batch // (bins * min(config.tracks_per_position, n_tracks)))
+        steps = -(-n_blocks // size)
+        done = len(self.history) * steps + len(trainer.losses)
+        return tqdm(total=config.epochs * steps, initial=done, desc="fit factors", unit="step", disable=not shown)
+
+    def _epoch(self, bar: tqdm) -> None:
+        trainer, number = self.trainer, len(self.history)
+        loss = trainer.epoch(number, bar, self._save_if_due)
+        score, average = trainer.validate()
+        self.history.append((loss, score, average, trainer.optimizer.param_groups[0]["lr"]))
+        shown = {"train": loss, "validation": score, "average": average}
+        bar.set_postfix(epoch=number + 1, **{k: f"{v:.4f}" for k, v in shown.items() if math.isfinite(v)})
+        if not math.isfinite(loss):
+            logger.warning("training error is no longer finite at epoch %d: lower learning_rate", number + 1)
+            self.stopped = True
+        elif trainer.validation is None or score < self.best.score:
+            trainer.keep(self.best, score, number)
+        elif trainer.config.patience and number - self.best.epoch >= trainer.config.patience:
+            self.stopped = True
+        if self.finished and self.checkpoint is not None:
+            self.save(self.checkpoint)
+
+    def _save_if_due(self) -> None:
+        if self.checkpoint is not None and self.checkpoint.due:
+            self.save(self.checkpoint)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep everything that training changes."""
+        trainer, best = self.trainer, self.best
+        tensors = named("network", trainer.net.state_dict()) | named("moments", moments(trainer.optimizer))
+        tensors |= named("random", random_states(trainer.random, trainer.device)) | {"began": trainer.began}
+        tensors |= named("best_network", best.network)
+        tensors |= {f"best_genome/{i}": table for i, table in enumerate(best.genome)}
+        for i, table in enumerate(trainer.genome):
+            tensors |= named(f"genome/{i}", table.state())
+        if trainer.losses:
+            tensors["losses"] = torch.stack(trainer.losses)
+        state = {"history": self.history, "stopped": self.stopped, "best": [best.score, best.epoch]}
+        checkpoint.save(as_arrays(tensors), state)
+
+    def restore(self, saved: Saved) -> None:
+        """Go back to what was kept."""
+        trainer, arrays, device = self.trainer, saved.arrays, self.trainer.device
+        trainer.net.load_state_dict(under("network", arrays))
+        restore_moments(trainer.optimizer, under("moments", arrays))
+        restore_random(under("random", arrays), trainer.random, device)
+        trainer.began = torch.from_numpy(arrays["began"])
+        trainer.losses = [torch.tensor(x, device=device) for x in arrays.get("losses", ())]
+        for i, table in enumerate(trainer.genome):
+            table.restore(under(f"genome/{i}", arrays))
+        genome = under("best_genome", arrays)
+        score, epoch = saved.state["best"]
+        network = {name: value.to(device) for name, value in under("best_network", arrays).items()}
+        self.best = _Best(score, epoch, network, [genome[str(i)].to(device) for i in range(len(genome))])
+        self.history = [tuple(row) for row in saved.state["history"]]
+        self.stopped = saved.state["stopped"]
