@@ -32,6 +32,8 @@ from xr_avocado.cube import (
     check_cube,
     label_rows,
 )
+from xr_avocado.derived import Derived
+from xr_avocado.leave_one_out import LeftOut
 from xr_avocado.predictors import Predictor, predictor_of
 from xr_avocado.quantile_map import NORMALIZED
 from xr_avocado.support import support
@@ -56,6 +58,7 @@ def impute(
     *,
     tracks: Iterable[Any] | None = None,
     only_missing: bool = False,
+    leave_one_out: bool = False,
     model: xr.Dataset | None = None,
     device: str | torch.device | None = None,
 ) -> xr.Dataset:
@@ -79,6 +82,10 @@ def impute(
         Instead of those two: ``(celltype, assay)`` pairs.
     only_missing
         Leave out the experiments that were observed.
+    leave_one_out
+        Impute each observed track from the others alone, its mean and spread too, which are otherwise its own; to compare it with,
+        as in `qc`. Nothing is trained again, so the network's weights have still learnt from the track among the rest, and
+        predict it better than one that they never saw: see the Notes.
     model
         A fitted cube whose context term predicts instead, on positions that it may never have seen: train on some regions, impute the
         genome. It reads the observed tracks of ``ds``, so these are cell types and assays that the model knows, with the same bin size
@@ -96,7 +103,8 @@ def impute(
     Raises
     ------
     CubeError
-        Where the cube is not fitted, a label is not on it, or ``model`` has no context term or does not fit the cube.
+        Where the cube is not fitted, a label is not on it, ``model`` has no context term or does not fit the cube, or
+        ``leave_one_out`` is asked of a model without one.
     GenomeError
         Where positions of the cube were not trained on.
 
@@ -123,7 +131,8 @@ def impute(
 
     fitted = check_cube(ds, CELLTYPE_FACTORS, ASSAY_FACTORS) if model is None else with_model(ds, model)
     asked = tracks_asked(ds, celltype, assay, tracks, only_missing=only_missing)
-    array = LazyLayer.of(predictor_of(fitted, asked, str(device_named(device))))
+    predictor = predictor_of(fitted, asked, str(device_named(device)))
+    array = LazyLayer.of(Derived(predictor, LeftOut(fitted)) if leave_one_out else predictor)
     attrs = {"long_name": "imputed signal", "transform": ds.attrs.get("transform", "none")}
     return ds.assign(
         {

@@ -79,8 +79,8 @@ def qc(ds: xr.Dataset, *, progress: bool = True) -> pd.DataFrame:
     Parameters
     ----------
     ds
-        A cube. Where it is fitted and its model has a context term, ``imputed`` is that model's: it never reads the track
-        for its own imputation, but was trained on it among others, under the label that it has, and so is lenient.
+        A cube. Where it is fitted and its model has a context term, ``imputed`` is that model's with ``leave_one_out=True``: it never
+        reads the track for its own imputation, but was trained on it among others, under the label that it has, and so is lenient.
     progress
         Show a progress bar.
 
@@ -260,7 +260,7 @@ def _model_fit(
     progress: bool,
 ) -> list[float]:
     """Correlation of tracks with what the cube's model imputes for them, on the first bins of each run of the sample."""
-    layer = impute(ds, tracks=tracks)[IMPUTED].transpose(*DIMS)
+    layer = impute(ds, tracks=tracks, leave_one_out=True)[IMPUTED].transpose(*DIMS)
     at = tuple(label_rows(ds, dim, labels) for dim, labels in zip(DIMS, zip(*tracks, strict=True), strict=False))
     bins = min(MODEL_BINS, VALUES // ds[SIGNAL].isel({POSITION: 0}).size) // len(runs)
     observed, imputed, first = [], [], 0

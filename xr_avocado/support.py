@@ -16,7 +16,6 @@ from xr_avocado.cube import (
     SUPPORT,
     SUPPORT_ASSAY,
     SUPPORT_CELLTYPE,
-    experiments,
     label_rows,
 )
 
@@ -45,7 +44,7 @@ def support(ds: xr.Dataset) -> dict[str, Any]:
     --------
     >>> import xr_avocado as xa
     >>> cube = xa.datasets.simulate(n_celltypes=4, n_assays=3).avocado.hold_out([("C1", "H3K4me3")])
-    >>> full = cube.avocado.fit(epochs=1, progress=False).avocado.impute()
+    >>> full = cube.avocado.fit("small", epochs=1, progress=False).avocado.impute()
     >>> pair = full.sel(celltype="C1", assay="H3K4me3")
     >>> str(pair.support.item()), int(pair.support_celltype), int(pair.support_assay)
     ('imputed', 2, 3)
@@ -64,13 +63,18 @@ def support(ds: xr.Dataset) -> dict[str, Any]:
 
 def seen_tracks(ds: xr.Dataset) -> np.ndarray:
     """Mark the tracks that the model was trained on or reads: celltype x assay, bool."""
-    labels = {dim: set(map(str, ds[dim].values)) for dim in (CELLTYPE, ASSAY)}
-    tracks = [tuple(pair) for pair in ds.attrs[FITTED].get("trained_on", ())]
+    seen = pairs_of_model(ds, "trained_on")
     # A context term has learnt from those set aside from the factors too, and reads all that there are.
-    tracks += experiments(ds) if CONTEXT in ds else []
+    return seen | ds[OBSERVED].transpose(CELLTYPE, ASSAY).values if CONTEXT in ds else seen
+
+
+def pairs_of_model(ds: xr.Dataset, *lists: str) -> np.ndarray:
+    """Mark the pairs that the model's lists of these names have, as far as the cube has their labels: celltype x assay, bool."""
+    labels = {dim: set(map(str, ds[dim].values)) for dim in (CELLTYPE, ASSAY)}
+    tracks = [pair for name in lists for pair in ds.attrs[FITTED].get(name, ())]
     tracks = [(c, a) for c, a in tracks if c in labels[CELLTYPE] and a in labels[ASSAY]]
-    seen = np.zeros((ds.sizes[CELLTYPE], ds.sizes[ASSAY]), bool)
+    marked = np.zeros((ds.sizes[CELLTYPE], ds.sizes[ASSAY]), bool)
     if tracks:
         c, a = zip(*tracks, strict=True)
-        seen[label_rows(ds, CELLTYPE, c), label_rows(ds, ASSAY, a)] = True
-    return seen
+        marked[label_rows(ds, CELLTYPE, c), label_rows(ds, ASSAY, a)] = True
+    return marked
