@@ -9,7 +9,21 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import xarray as xr
 
-from xr_avocado import baselines, cube, embed, evaluate, fit, impute, index, loci, normalize, qc, search, weights
+from xr_avocado import (
+    baselines,
+    cube,
+    embed,
+    evaluate,
+    extend,
+    fit,
+    impute,
+    index,
+    loci,
+    normalize,
+    qc,
+    search,
+    weights,
+)
 from xr_avocado.genome import GenomeBins
 from xr_avocado.io import export, zarr
 
@@ -52,6 +66,7 @@ class AvocadoAccessor:
     average = _verb(baselines.add_average)
     fit = _verb(fit.fit)
     impute = _verb(impute.impute)
+    extend = _verb(extend.extend)
     to_anndata = _verb(embed.to_anndata)
     embed = _verb(embed.embed)
     qc = _verb(qc.qc)

@@ -33,10 +33,11 @@ from xr_avocado.cube import (
     label_rows,
 )
 from xr_avocado.derived import Derived
+from xr_avocado.joining import check_alike
 from xr_avocado.leave_one_out import LeftOut
 from xr_avocado.predictors import Predictor, predictor_of
-from xr_avocado.quantile_map import NORMALIZED
 from xr_avocado.support import support
+from xr_avocado.track_levels import levels_with
 
 if TYPE_CHECKING:
     import torch
@@ -88,8 +89,9 @@ def impute(
         predict it better than one that they never saw: see the Notes.
     model
         A fitted cube whose context term predicts instead, on positions that it may never have seen: train on some regions, impute the
-        genome. It reads the observed tracks of ``ds``, so these are cell types and assays that the model knows, with the same bin size
-        and transform.
+        genome. It reads the observed tracks of ``ds``, with the same bin size and transform, of assays that it knows. Cell types that it
+        does not know are predicted from their own tracks, without training: level and spread of these are measured on up to 2
+        million bins, which is read at once.
     device
         Where to compute; by default the fastest at hand.
 
@@ -152,28 +154,20 @@ def with_model(ds: xr.Dataset, model: xr.Dataset) -> xr.Dataset:
             "this model is one of factors alone, and knows the positions that it was trained on; fit with a context term "
             "(the default, without preset) to predict elsewhere"
         )
-    for name, default in (("binsize", None), ("transform", "none")):
-        here, there = (cube.attrs.get(name, default) for cube in (ds, model))
-        if here != there:
-            raise CubeError(
-                f"the model was trained on {name} {there!r}, the cube has {here!r}: build the cube with the model's"
-            )
-    if (NORMALIZED in ds.attrs) != (NORMALIZED in model.attrs):
+    check_alike(model, ds)
+    known = {dim: {str(label) for label in model[dim].values} for dim in (CELLTYPE, ASSAY)}
+    if new := [str(label) for label in ds[ASSAY].values if str(label) not in known[ASSAY]]:
         raise CubeError(
-            "one of the model and the cube is normalized, the other is not: bring the cube to the model's scale with "
-            ".avocado.normalize(), or off its own with .avocado.denormalize()"
+            f"the model does not know assay {', '.join(new[:5])}; it knows {', '.join(map(str, model[ASSAY].values[:8]))}: "
+            "leave these out of the cube, or learn them with .avocado.extend()"
         )
-    for dim in (CELLTYPE, ASSAY):
-        if new := sorted({str(label) for label in ds[dim].values} - {str(label) for label in model[dim].values}):
-            raise CubeError(
-                f"the model does not know {dim} {', '.join(new[:5])}; it knows {', '.join(map(str, model[dim].values[:8]))}: "
-                "leave these out of the cube, or fit with them"
-            )
-    levels = model[[TRACK_MEAN, TRACK_SPREAD]].sel(celltype=ds[CELLTYPE].values, assay=ds[ASSAY].values)
+    levels = levels_with(model, ds)
     own = {name: ((CELLTYPE, ASSAY), levels[name].transpose(CELLTYPE, ASSAY).values) for name in levels.data_vars}
     bare = ds.drop_vars([CONTEXT, TRACK_MEAN, TRACK_SPREAD], errors="ignore")
+    about = model.attrs[FITTED]
+    about = about | {"celltypes": list(dict.fromkeys([*about["celltypes"], *map(str, ds[CELLTYPE].values)]))}
     return bare.assign(own | {CONTEXT: ((CONTEXT_MEMBER, CONTEXT_PARAMETER), model[CONTEXT].values)}).assign_attrs(
-        {FITTED: model.attrs[FITTED]}
+        {FITTED: about}
     )
 
 

@@ -30,6 +30,7 @@ from xr_avocado.cube import (
     genome_factors,
     position_dim,
 )
+from xr_avocado.generations import as_known_to, generations_of
 from xr_avocado.index import bins_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,11 @@ def predictor_of(ds: xr.Dataset, asked: np.ndarray, device: str) -> Predictor:
     from xr_avocado.model.config import Config
 
     config = Config.from_attrs(ds.attrs[FITTED]["config"])
-    return (ContextPredictor if config.context else FactorPredictor)(ds, asked, config, device)
+    kind = ContextPredictor if config.context else FactorPredictor
+    # Only what reads tracks can tell that there are more of them.
+    if (config.context or config.average) and any(numbers.any() for numbers in generations_of(ds)):
+        return GenerationPredictor(ds, asked, config, device, kind)
+    return kind(ds, asked, config, device)
 
 
 class Predictor(ABC):
@@ -250,6 +255,35 @@ class ContextPredictor(Predictor):
             levels.append(_means(tracks, of) if scale > 1 else tracks)
             at.append(of[inside])
         return levels, at
+
+
+class GenerationPredictor(Predictor):
+    """Predicts each pair from the tracks of the labels that the model knew when it learnt the pair's own, and no later ones.
+
+    So what ``extend`` adds changes no earlier prediction: each generation is predicted as it was, with arrays of the same shapes.
+    """
+
+    def __init__(
+        self, ds: xr.Dataset, asked: np.ndarray, config: Config, device: str, kind: type[ContextPredictor | FactorPredictor]
+    ) -> None:  # fmt: skip
+        super().__init__(ds, asked, config, device)
+        celltype, assay = generations_of(ds)
+        self.generation = np.maximum.outer(celltype, assay)
+        self.parts: dict[int, tuple[Predictor, np.ndarray, np.ndarray]] = {}
+        for number in np.unique(self.generation[asked]).tolist():
+            known = celltype <= number, assay <= number
+            part = kind(as_known_to(ds, number), asked[np.ix_(*known)], config, device)
+            self.parts[number] = (part, np.cumsum(known[0]) - 1, np.cumsum(known[1]) - 1)
+
+    def predict(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
+        """Predict pairs (indices) at the positions of a slice of rows: pairs x positions."""
+        out = np.empty((len(celltype), rows.stop - rows.start), np.float32)
+        generation = self.generation[celltype, assay]
+        for number in np.unique(generation).tolist():
+            part, celltypes, assays = self.parts[number]
+            at = generation == number
+            out[at] = part.predict(celltypes[celltype[at]], assays[assay[at]], rows)
+        return out
 
 
 def _signal(ds: xr.Dataset) -> Any:
