@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo   simulate a panel, hold tracks out, fit, impute and score them; results in demo/"
 	@echo "make test   every test and every docstring example"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the site, in docs/_build/html; runs its notebooks"
 	@echo "make bench  the measured figures"
 	@echo "make clean  remove .venv"
 
@@ -23,6 +24,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-doc
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench: $(VENV)/.installed-fast
 	$(BIN)/python -m benchmarks

@@ -84,10 +84,24 @@ class AvocadoAccessor:
 
     @property
     def experiments(self) -> list[cube.Experiment]:
-        """The experiments that were run, cell type by cell type."""
+        """The experiments that were run, cell type by cell type.
+
+        Examples
+        --------
+        >>> import xr_avocado as xa
+        >>> xa.datasets.simulate(n_celltypes=2, n_assays=1).avocado.experiments
+        [Experiment(celltype='C1', assay='H3K4me3'), Experiment(celltype='C2', assay='H3K4me3')]
+        """
         return cube.experiments(self._ds)
 
     @property
     def bins(self) -> GenomeBins:
-        """The genome axis: its segments and bin size."""
+        """The genome axis: its segments and bin size.
+
+        Examples
+        --------
+        >>> import xr_avocado as xa
+        >>> xa.datasets.simulate(n_celltypes=2, n_assays=1).avocado.bins.chroms
+        ('chr1', 'chr2')
+        """
         return index.bins_of(self._ds)

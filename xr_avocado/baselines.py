@@ -200,7 +200,25 @@ def cp(
 
 
 def add_average(ds: xr.Dataset, *, tracks: Iterable[Any] | None = None) -> xr.Dataset:
-    """Add the lazy layer ``average``: see `average`, whose arguments it takes."""
+    """Add average activity, the mean of each assay over the other cell types, as the lazy layer ``average``.
+
+    Memory while computing: the observed tracks of one assay on one dask chunk of positions.
+
+    Parameters
+    ----------
+    ds
+        A cube.
+    tracks
+        ``(celltype, assay)`` pairs to average for; by default all, observed or not.
+
+    Examples
+    --------
+    >>> import xr_avocado as xa
+    >>> cube = xa.datasets.simulate(n_celltypes=3, n_assays=1)
+    >>> mean = cube.signal.sel(celltype=["C2", "C3"]).mean("celltype")
+    >>> bool(abs(cube.avocado.average().average.sel(celltype="C1") - mean).max() < 1e-6)
+    True
+    """
     return ds.assign({AVERAGE: average(ds, tracks=tracks)})
 
 

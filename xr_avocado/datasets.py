@@ -91,6 +91,17 @@ def simulate(
 def simulated_elements(chromsizes: Mapping[str, int] | None = None, *, seed: int = 0) -> pd.DataFrame:
     """List the genes, enhancers, insulators and domains that ``simulate`` puts on these chromosomes with this seed.
 
+    Parameters
+    ----------
+    chromsizes
+        Chromosome lengths in bp, as ``simulate`` takes them.
+    seed
+        The seed given to ``simulate``.
+
+    Returns
+    -------
+    A frame of chrom, start, end, strand and kind; 0-based, half-open.
+
     Examples
     --------
     >>> simulated_elements().kind.value_counts().to_dict()

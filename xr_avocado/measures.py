@@ -101,75 +101,165 @@ def check_measures(measures: Sequence[str] | None) -> list[str]:
 
 
 def mse(y: ArrayLike, p: ArrayLike, *, convention: Convention = "avocado") -> float:
-    """Mean squared error over all bins (Avocado's MSEglobal)."""
+    """Mean squared error over all bins (Avocado's MSEglobal).
+
+    Examples
+    --------
+    >>> mse([0.0, 1.0, 2.0], [0.0, 1.0, 5.0])
+    3.0
+    """
     return Pair(y, p, convention=convention).mse()
 
 
 def gwcorr(y: ArrayLike, p: ArrayLike, *, convention: Convention = "avocado") -> float:
-    """Pearson correlation over all bins; NaN where a track is constant."""
+    """Pearson correlation over all bins; NaN where a track is constant.
+
+    Examples
+    --------
+    >>> round(gwcorr([0.0, 1.0, 2.0], [0.0, 1.0, 5.0]), 3)
+    0.945
+    """
     return Pair(y, p, convention=convention).gwcorr()
 
 
 def gwspear(y: ArrayLike, p: ArrayLike, *, convention: Convention = "avocado") -> float:
-    """Spearman correlation over all bins, equal values at their average rank; NaN where a track is constant."""
+    """Spearman correlation over all bins, equal values at their average rank; NaN where a track is constant.
+
+    Examples
+    --------
+    >>> gwspear([0.0, 1.0, 2.0], [0.0, 1.0, 5.0])
+    1.0
+    """
     return Pair(y, p, convention=convention).gwspear()
 
 
 def mse1obs(y: ArrayLike, p: ArrayLike, *, convention: Convention = "avocado") -> float:
-    """Mean squared error in the top 1 % of bins by truth."""
+    """Mean squared error in the top 1 % of bins by truth.
+
+    Examples
+    --------
+    >>> mse1obs(np.arange(200), np.arange(200) + 3)
+    9.0
+    """
     return Pair(y, p, convention=convention).mse1obs()
 
 
 def mse1imp(y: ArrayLike, p: ArrayLike, *, convention: Convention = "avocado") -> float:
-    """Mean squared error in the top 1 % of bins by prediction."""
+    """Mean squared error in the top 1 % of bins by prediction.
+
+    Examples
+    --------
+    >>> mse1imp(np.arange(200), np.arange(200)[::-1])
+    39205.0
+    """
     return Pair(y, p, convention=convention).mse1imp()
 
 
 def match1(y: ArrayLike, p: ArrayLike, *, convention: Convention = "avocado") -> float:
-    """Share of the top 1 % of bins that truth and prediction have in common."""
+    """Share of the top 1 % of bins that truth and prediction have in common.
+
+    Examples
+    --------
+    >>> match1(np.arange(200), np.roll(np.arange(200), 1))
+    0.5
+    """
     return Pair(y, p, convention=convention).match1()
 
 
 def catch1obs(y: ArrayLike, p: ArrayLike, *, convention: Convention = "avocado") -> float:
-    """Share of the truth's top 1 % that lies in the prediction's top 5 %."""
+    """Share of the truth's top 1 % that lies in the prediction's top 5 %.
+
+    Examples
+    --------
+    >>> catch1obs(np.arange(200), np.roll(np.arange(200), 1))
+    1.0
+    """
     return Pair(y, p, convention=convention).catch1obs()
 
 
 def catch1imp(y: ArrayLike, p: ArrayLike, *, convention: Convention = "avocado") -> float:
-    """Share of the prediction's top 1 % that lies in the truth's top 5 %."""
+    """Share of the prediction's top 1 % that lies in the truth's top 5 %.
+
+    Examples
+    --------
+    >>> catch1imp(np.arange(200), np.roll(np.arange(200), -1))
+    1.0
+    """
     return Pair(y, p, convention=convention).catch1imp()
 
 
 def aucobs1(y: ArrayLike, p: ArrayLike, *, convention: Convention = "avocado") -> float:
-    """Area under the ROC curve of the prediction for the truth's top 1 % of bins."""
+    """Area under the ROC curve of the prediction for the truth's top 1 % of bins.
+
+    Examples
+    --------
+    >>> round(aucobs1(np.arange(200), np.roll(np.arange(200), 5)), 3)
+    0.975
+    """
     return Pair(y, p, convention=convention).aucobs1()
 
 
 def aucimp1(y: ArrayLike, p: ArrayLike, *, convention: Convention = "avocado") -> float:
-    """Area under the ROC curve of the truth for the prediction's top 1 % of bins."""
+    """Area under the ROC curve of the truth for the prediction's top 1 % of bins.
+
+    Examples
+    --------
+    >>> round(aucimp1(np.arange(200), np.roll(np.arange(200), -1)), 3)
+    0.995
+    """
     return Pair(y, p, convention=convention).aucimp1()
 
 
 def mseprom(y: ArrayLike, p: ArrayLike, promoters: np.ndarray | Spans, *, convention: Convention = "avocado") -> float:
-    """Mean squared error in promoters: a mask (each bin once), or `Spans` (a bin in two promoters twice)."""
+    """Mean squared error in promoters: a mask (each bin once), or `Spans` (a bin in two promoters twice).
+
+    Examples
+    --------
+    >>> mseprom([0.0, 1.0, 2.0], [0.0, 1.0, 5.0], np.array([False, True, True]))
+    4.5
+    """
     return Pair(y, p, convention=convention).mseprom(promoters)
 
 
 def msegene(y: ArrayLike, p: ArrayLike, genes: np.ndarray | Spans, *, convention: Convention = "avocado") -> float:
-    """Mean squared error in gene bodies: a mask (each bin once), or `Spans` (a bin in two genes twice)."""
+    """Mean squared error in gene bodies: a mask (each bin once), or `Spans` (a bin in two genes twice).
+
+    Examples
+    --------
+    >>> msegene([0.0, 1.0, 2.0], [0.0, 1.0, 5.0], np.array([False, True, True]))
+    4.5
+    """
     return Pair(y, p, convention=convention).msegene(genes)
 
 
 def mseenh(y: ArrayLike, p: ArrayLike, enhancers: np.ndarray | Spans, *, convention: Convention = "avocado") -> float:
-    """Mean squared error in enhancers: a mask (each bin once), or `Spans` (a bin in two enhancers twice)."""
+    """Mean squared error in enhancers: a mask (each bin once), or `Spans` (a bin in two enhancers twice).
+
+    Examples
+    --------
+    >>> mseenh([0.0, 1.0, 2.0], [0.0, 1.0, 5.0], np.array([True, True, False]))
+    0.0
+    """
     return Pair(y, p, convention=convention).mseenh(enhancers)
 
 
 def msevar(y: ArrayLike, p: ArrayLike, variance: np.ndarray, *, convention: Convention = "avocado") -> float:
-    """Mean squared error weighted by each bin's variance over all cell types' truth for the assay (ddof 0)."""
+    """Mean squared error weighted by each bin's variance over all cell types' truth for the assay (ddof 0).
+
+    Examples
+    --------
+    >>> msevar([0.0, 1.0, 2.0], [0.0, 1.0, 5.0], np.array([1.0, 0.0, 2.0]))
+    6.0
+    """
     return Pair(y, p, convention=convention).msevar(variance)
 
 
 def catchpeakobs(y: ArrayLike, p: ArrayLike, peaks: np.ndarray | Spans, *, convention: Convention = "avocado") -> float:
-    """Area under the ROC curve of the prediction for bins that overlap a peak called on the truth."""
+    """Area under the ROC curve of the prediction for bins that overlap a peak called on the truth.
+
+    Examples
+    --------
+    >>> catchpeakobs([0.0, 1.0, 2.0], [0.0, 1.0, 5.0], np.array([False, False, True]))
+    1.0
+    """
     return Pair(y, p, convention=convention).catchpeakobs(peaks)

@@ -118,6 +118,13 @@ def tracks(
 def panel(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw which experiments there are: cell types down, assays across; a fitted cube also shows those set aside.
 
+    Parameters
+    ----------
+    ds
+        A cube.
+    ax
+        Draw into these axes; by default a new figure.
+
     Examples
     --------
     >>> import xr_avocado as xa
@@ -153,6 +160,13 @@ def panel(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
 
 def history(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     """Draw the errors that training saw, epoch by epoch, the average's beside them, and the epoch that was kept.
+
+    Parameters
+    ----------
+    ds
+        A fitted cube.
+    ax
+        Draw into these axes; by default a new figure.
 
     Examples
     --------

@@ -104,6 +104,16 @@ def loci(table: pd.DataFrame, *, assay: str | Sequence[str] | None = None) -> np
     References
     ----------
     Schreiber et al. 2020, figure 2.
+
+    Examples
+    --------
+    >>> import xr_avocado as xa
+    >>> cube = xa.datasets.simulate(n_celltypes=4, n_assays=1)
+    >>> called = xa.datasets.simulated_elements().query("kind == 'gene'")
+    >>> peaks = {pair: called[i::2] for i, pair in enumerate(cube.avocado.experiments)}
+    >>> table = cube.avocado.variable_loci(peaks=peaks, methods=["average"], progress=False)
+    >>> loci(table).shape
+    (4, 1)
     """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
