@@ -14,7 +14,7 @@ help:
 	@echo "make bench  the measured figures"
 	@echo "make clean  remove .venv"
 
-demo: $(VENV)/.installed-fast
+demo: $(VENV)/.installed-plain
 	$(BIN)/xr-avocado demo --out demo
 
 test: $(VENV)/.installed-test
@@ -28,14 +28,14 @@ lint: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-doc
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
-bench: $(VENV)/.installed-fast
+bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV)
 
 $(VENV)/.installed-%: $(VENV)/.made pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".$(if $(filter-out plain,$*),[$*])"
 	@touch $@
 
 $(VENV)/.made:

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +63,9 @@ def bare_pass(paths: list[str], bins: GenomeBins) -> None:
         handle.close()
 
 
-def read_all(paths: list[str], bins: GenomeBins, reader: str) -> None:
+def read_all(paths: list[str], bins: GenomeBins) -> None:
     for path in paths:
-        read_bins(path, bins, reader=reader)
+        read_bins(path, bins)
 
 
 def main() -> None:
@@ -85,8 +84,7 @@ def main() -> None:
 
         bare_pass(paths[:1], bins)
         took = {"bare pass of pyBigWig, one core": seconds(partial(bare_pass, paths, bins))}
-        for reader in ("pyBigWig", *(["pybigtools"] if find_spec("pybigtools") else [])):
-            took[f"read_bins with {reader}, one core"] = seconds(partial(read_all, paths, bins, reader))
+        took["read_bins, one core"] = seconds(partial(read_all, paths, bins))
         how = {"genome": genome, "regions": regions, "progress": False}
         one_bin = {**how, "regions": bins[:1].segments, "n_jobs": 1}
         took["build_cube of one bin: starting up"] = seconds(partial(build_cube, sheet, folder / "bin.zarr", **one_bin))

@@ -19,7 +19,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xr_avocado.cube import CubeError, experiments
+from xr_avocado.cube import CubeError
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import bins_of, select
 from xr_avocado.io import export
@@ -191,7 +191,7 @@ def test_a_cube_of_real_tracks_is_its_files_to_float16(shared, tmp_path):
     cube = build(frame, tmp_path / "pilot.zarr", **how)
     assert cube.sizes["position"] == 1_126_469
     for celltype, assay, path in rows:
-        exact = np.arcsinh(read_bins(path, bins_of(cube), reader="pyBigWig"))
+        exact = np.arcsinh(read_bins(path, bins_of(cube)))
         stored = cube.signal.sel(celltype=celltype, assay=assay).values.astype(np.float64)
         normal = exact >= 2**-14
         # float16 has 11 significant bits, so that rounding to nearest errs by at most one part in 2**11; 2**-25 below 2**-14.
@@ -505,47 +505,6 @@ def test_a_store_written_anew_takes_more_tracks(built, tmp_path):
     expected = np.arcsinh(read_bins(tmp_path / "new.bw", bins_of(cube)))
     np.testing.assert_allclose(cube.signal.sel(celltype="new", assay="DNase"), expected, rtol=2**-11, atol=1e-6)
     assert cube.signal.sel(celltype="001", assay="DNase").notnull().all()
-
-
-CRASHING_READER = """
-import os, signal, time
-class BBIReadError(Exception):
-    pass
-class Handle:
-    def __init__(self, name):
-        if "crash" in os.path.basename(name):
-            os.kill(os.getpid(), signal.SIGSEGV)
-    def values(self, *args, **how):
-        raise BBIReadError
-    def close(self):
-        pass
-open = Handle
-"""
-
-
-def test_a_file_that_crashes_its_reader_costs_no_other_track(tmp_path, monkeypatch):
-    """The fast reader is replaced by one that dies as C code does; the others fall back on the real one."""
-    (tmp_path / "readers").mkdir()
-    (tmp_path / "readers" / "pybigtools.py").write_text(CRASHING_READER)
-    rows = [
-        (f"C{i}", "A", write_track(tmp_path / f"{'crash' if i in (1, 2) else 'good'}{i}.bw", seed=i).name)
-        for i in range(5)
-    ]
-    sheet = write_sheet(tmp_path, rows)
-    with monkeypatch.context() as patch:
-        patch.syspath_prepend(str(tmp_path / "readers"))
-        with pytest.raises(SheetError, match="2 of 5 tracks failed; 3 are done and kept") as error:
-            build(sheet)
-    for name in ("crash1.bw", "crash2.bw"):
-        assert f"{name}): the process that read it ended by SIGSEGV" in str(error.value)
-    assert "good" not in str(error.value)
-    with pytest.raises(CubeError, match="has not finished"):
-        open_cube(tmp_path / "cube.zarr")
-    tracks = {p: p.stat().st_mtime_ns for p in (tmp_path / ".cube.zarr.building" / "tracks").glob("*/c/0/0/0")}
-    assert len(tracks) == 3
-    good = [row for row in rows if "good" in row[2]]
-    assert experiments(build(write_sheet(tmp_path, good))) == [row[:2] for row in good]
-    assert left_beside(tmp_path / "cube.zarr") == []
 
 
 def test_a_track_that_fails_is_named_and_the_others_are_kept(tmp_path):

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from xr_avocado.genome import GenomeBins
 from xr_avocado.io.atomic import replacing
-from xr_avocado.io.header import BigWigError, check_header
+from xr_avocado.io.header import BigWigError, check_whole
 from xr_avocado.io.segments import check_axis, segments_of
 
 __all__ = ["TrackWriter", "check_room", "track_writer", "write_bins", "written_rows"]
@@ -106,7 +106,7 @@ def track_writer(path: str | os.PathLike[str], bins: GenomeBins, sizes: Mapping[
             writer.close()
         if not writer.written:
             logger.warning("%s has no finite value to write: the file has chromosomes and no records", os.fspath(path))
-        check_header(temporary)
+        check_whole(temporary)
 
 
 class TrackWriter:

@@ -57,7 +57,7 @@ def read_sheet(sheet: Any, *, replicates: Literal["mean"] | None = None) -> list
     ]
     files: dict[tuple[str, str], list[str]] = {}
     for celltype, assay, path in table.itertuples(index=False):
-        files.setdefault((celltype, assay), []).append(os.path.abspath(folder / Path(path).expanduser()))
+        files.setdefault((celltype, assay), []).append(_located(path, folder))
     for (celltype, assay), paths in files.items():
         if len(paths) > 1 and replicates is None:
             problems.append(
@@ -67,6 +67,11 @@ def read_sheet(sheet: Any, *, replicates: Literal["mean"] | None = None) -> list
             problems.append(f"{celltype} {assay} has the same file twice")
     complain(problems, f"{name} cannot be used")
     return [Track(celltype, assay, tuple(paths)) for (celltype, assay), paths in files.items()]
+
+
+def _located(path: str, folder: Path) -> str:
+    # A URL stays one, so that the error which tells that it has to be downloaded shows it as it is.
+    return path if "://" in path else os.path.abspath(folder / Path(path).expanduser())
 
 
 def _table(sheet: Any) -> tuple[pd.DataFrame, Path, str]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -16,13 +17,16 @@ from typing import Any
 
 __all__ = ["run_jobs"]
 
+PATIENCE = 900.0
+"""Seconds for which a worker may give no sign of life: one chunk of one track, or its start, on a slow disk."""
+
 
 def run_jobs(
     jobs: Sequence[dict[str, Any]], settings: dict[str, Any], *, n_jobs: int
 ) -> Iterator[tuple[int, str | None]]:
     """Run jobs in worker processes; yield, as each ends, its place in ``jobs`` and what went wrong, or None.
 
-    A worker that crashes is replaced; the job it had is told as failed.
+    A worker that crashes, or says nothing for 15 minutes, is replaced; the job it had is told as failed.
     """
     workers = [_Worker(settings) for _ in range(min(n_jobs, len(jobs)))]
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -61,16 +65,40 @@ class _Worker:
 
     def run(self, job: dict[str, Any]) -> str | None:
         process = self.process or self._start()
+        hung = threading.Event()
         try:
             self._send(process, job)
-            reply = process.stdout.readline() if process.stdout else ""
+            reply = self._reply(process, hung)
         except BrokenPipeError:
-            reply = ""
-        if reply:
-            return json.loads(reply)["error"]
+            reply = None
+        if reply is not None:
+            return reply["error"]
         code = process.wait()
         self._forget()
+        if hung.is_set():
+            return f"the process that read it did nothing for {PATIENCE:,.0f} s and was ended: is the disk there?"
         return f"the process that read it ended {_ending(code)}{self._last_words()}"
+
+    @staticmethod
+    def _reply(process: subprocess.Popen[str], hung: threading.Event) -> dict[str, Any] | None:
+        """Wait for a job's end through its signs of life; None where the process ends first, or is ended for its silence."""
+
+        def end() -> None:
+            hung.set()
+            process.kill()
+
+        while True:
+            watch = threading.Timer(PATIENCE, end)
+            watch.daemon = True
+            watch.start()
+            try:
+                line = process.stdout.readline() if process.stdout else ""
+            finally:
+                watch.cancel()
+            if not line.endswith("\n"):
+                return None
+            if reply := json.loads(line):
+                return reply
 
     def _start(self) -> subprocess.Popen[str]:
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
