@@ -10,6 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import xarray as xr
 
 from xr_avocado import (
+    attribute,
     baselines,
     cube,
     embed,
@@ -69,6 +70,8 @@ class AvocadoAccessor:
     extend = _verb(extend.extend)
     to_anndata = _verb(embed.to_anndata)
     embed = _verb(embed.embed)
+    attribution_by_peaks = _verb(attribute.attribution_by_peaks)
+    attribute = _verb(attribute.attribute)
     qc = _verb(qc.qc)
     denormalize = _verb(normalize.denormalize)
     normalize = _verb(normalize.normalize)

@@ -22,6 +22,7 @@ IMPUTATION = (IMPUTED, SUPPORT)
 """What the names of variables that ``impute`` adds start with."""
 CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY = "celltype_factors", "assay_factors", "history"
 CELLTYPE_FACTOR, ASSAY_FACTOR = "celltype_factor", "assay_factor"
+COMPONENT = "component"
 NETWORK = "network_"
 CONTEXT, CONTEXT_MEMBER, CONTEXT_PARAMETER = "context_net", "context_member", "context_parameter"
 CONTEXT_HISTORY = "context_history"

@@ -161,14 +161,19 @@ class FactorPredictor(Predictor):
         """Predict pairs (indices) at the positions of a slice of rows: pairs x positions."""
         from xr_avocado.model.prediction import predict_positions
 
+        factors, at = self.factors_at(rows)
+        predicted = predict_positions(self.net, factors, at, celltype, assay)
+        return predicted if self.signal is None else predicted + self.average(celltype, assay, rows)
+
+    def factors_at(self, rows: slice) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Genome factors of each scale around a slice of rows, and the row of these that each position lies in."""
         bins = self.bins[rows]
         factors, at = [], []
         for axis, table in zip(self.axes, self.factors, strict=True):
             row = axis.rows_of(bins)
             factors.append(_read(table[row[0] : row[-1] + 1]))
             at.append(row - row[0])
-        predicted = predict_positions(self.net, factors, at, celltype, assay)
-        return predicted if self.signal is None else predicted + self.average(celltype, assay, rows)
+        return factors, at
 
     def average(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
         """Average activity of each pair, itself left out: pairs x positions; 0 where no other cell type has the assay."""
