@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xr_avocado.accessor  # noqa: F401  (registers ds.avocado)
 
 if TYPE_CHECKING:
-    from xr_avocado import datasets, evaluate, plot
+    from xr_avocado import datasets, evaluate, plot, tasks
     from xr_avocado.genome import GenomeBins
     from xr_avocado.index import GenomeIndex
     from xr_avocado.io.build import build_cube
@@ -28,6 +28,7 @@ __all__ = [
     "open_cube",
     "plot",
     "read_keras",
+    "tasks",
     "to_keras",
 ]
 __version__ = "0.1.0"

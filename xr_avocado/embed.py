@@ -263,7 +263,7 @@ def interval_table(
         for name in _factor_names(bp, _factors(ds, bp).shape[1], agg, suffix)
     ]
     _check_table(intervals, names)
-    share = _share_covered(bins_of(ds), intervals, cut)
+    share = share_covered(bins_of(ds), intervals, cut)
     values = [
         np.concatenate([aggregate(_factors(ds, bp), _axis_of(ds, bp), at, agg) for bp in scales], axis=2)
         for at, scales in ((cut, inner), (cut.whole, once))
@@ -287,7 +287,7 @@ def _check_table(intervals: pd.DataFrame, names: list[str]) -> None:
         )
 
 
-def _share_covered(bins: GenomeBins, intervals: pd.DataFrame, cut: Windows) -> np.ndarray:
+def share_covered(bins: GenomeBins, intervals: pd.DataFrame, cut: Windows) -> np.ndarray:
     whole = cut.whole
     share = (covered(bins, whole) / (whole.end - whole.start))[:, 0]
     off, partly = int((share == 0).sum()), int(((share > 0) & (share < 1)).sum())
