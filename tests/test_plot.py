@@ -239,3 +239,37 @@ def test_loci_show_each_method_by_the_number_of_cell_types():
     assert plot.loci(table, assay="A2").shape == (4, 1)
     with pytest.raises(ValueError, match="'A3'.*A1, A2"):
         plot.loci(table, assay="A3")
+
+
+GENES = pd.DataFrame(
+    [
+        ("chr1", 11_000, 13_000, "+", "AB1"),
+        ("chr1", 12_000, 12_500, "-", "CD2"),
+        ("chr1", 19_990, 30_000, "+", "EF3"),
+        ("chr2", 12_000, 13_000, "+", "elsewhere"),
+    ],
+    columns=["chrom", "start", "end", "strand", "name"],
+)
+
+
+def test_genes_are_boxes_in_lanes_below_the_tracks(cube):
+    axes = plot.tracks(cube, "chr1:10kb-20kb", celltype="C2", assay="DNase", variables="signal", genes=GENES)
+    row = axes[-1]
+    assert len(axes) == 2 and row.get_xlabel() == "chr1 (kb)" and axes[0].get_xlabel() == ""
+    boxes = [
+        (box.get_x(), box.get_x() + box.get_width(), round(box.get_y() + box.get_height() / 2)) for box in row.patches
+    ]
+    assert boxes == [(11_000, 13_000, 0), (12_000, 12_500, 1), (19_990, 20_000, 0)], "the last is cut at the edge"
+    assert [text.get_text() for text in row.texts] == ["AB1", "CD2", "EF3", "genes"]
+    assert [line.get_marker() for line in row.lines] == [">", "<", ">"]
+    assert row.get_xlim() == axes[0].get_xlim()
+
+
+def test_genes_need_neither_strand_nor_name_and_may_be_absent(cube):
+    bare = GENES[["chrom", "start", "end"]]
+    options = {"celltype": "C2", "assay": "DNase", "variables": "signal"}
+    row = plot.tracks(cube, "chr1:10kb-20kb", genes=bare, **options)[-1]
+    assert len(row.patches) == 3 and not row.lines
+    assert plot.tracks(cube, "chr1:60kb-70kb", genes=bare, **options)[-1].texts[-1].get_text() == "no gene here"
+    crowd = pd.concat([bare.iloc[:1]] * 9)
+    assert plot.tracks(cube, "chr1:10kb-20kb", genes=crowd, **options)[-1].texts[-1].get_text() == "(3 more)"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,16 +19,11 @@ from xr_avocado.cube import (
     OBSERVED,
     SIGNAL,
     CubeError,
-    Experiment,
-    as_experiments,
     check_cube,
-    check_known,
 )
-from xr_avocado.genome import GenomeBins, GenomeError
-from xr_avocado.index import bins_of, select
 from xr_avocado.plot_scores import loci, scores
-from xr_avocado.plot_style import COLORS, FAINT, INK, NAMES, OTHER_COLORS, colors_of, new_axes, quiet
-from xr_avocado.transforms import transform_named
+from xr_avocado.plot_style import COLORS, FAINT, INK, NAMES, OTHER_COLORS, new_axes, quiet
+from xr_avocado.plot_tracks import tracks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,83 +31,6 @@ if TYPE_CHECKING:
     from xr_avocado.search import Search
 
 __all__ = ["history", "loci", "panel", "qc", "scores", "search", "tracks"]
-
-COLUMNS = 2_000
-"""Steps drawn across a figure, at most: more than its pixels would take time and show nothing."""
-TICKS = 8
-"""Labels on the axis of positions, at most."""
-TRACKS = 12
-"""Tracks drawn unless they were asked for by name."""
-
-
-def tracks(
-    ds: xr.Dataset,
-    region: Any,
-    *,
-    celltype: str | Iterable[str] | None = None,
-    assay: str | Iterable[str] | None = None,
-    pairs: Iterable[Any] | None = None,
-    variables: Sequence[str] | None = None,
-    transformed: bool = True,
-    axes: Sequence[Axes] | None = None,
-) -> np.ndarray:
-    """Draw tracks over a region, one row each: observed, imputed and average activity of a pair below one another.
-
-    The rows of a pair share their vertical scale, so that heights compare. Regions of more than 2,000 bins are drawn as means of
-    neighbouring bins. Reads only the tracks and the region drawn.
-
-    Parameters
-    ----------
-    ds
-        A cube.
-    region
-        One region of one chromosome, as ``.avocado.sel`` takes it.
-    celltype, assay
-        A label or several; by default all, up to twelve pairs.
-    pairs
-        Instead of those two: ``(celltype, assay)`` pairs.
-    variables
-        Layers to draw; by default those of ``signal``, ``imputed`` and ``average`` that the cube has. Rows without a value are
-        left out.
-    transformed
-        Draw what the cube holds (arcsinh of the signal, as a rule); if False, the track's own units.
-    axes
-        Draw into these, one a row; by default a new figure.
-
-    Returns
-    -------
-    The axes, one a row, top to bottom.
-
-    Raises
-    ------
-    CubeError
-        Where a layer or label is not on the cube, or nothing is left to draw.
-    GenomeError
-        Where the region is not on the cube, or lies on several chromosomes.
-
-    Examples
-    --------
-    >>> import xr_avocado as xa
-    >>> cube = xa.datasets.simulate().avocado.average()
-    >>> axes = xa.plot.tracks(cube, "chr1:100kb-200kb", celltype="C1", assay=["H3K4me3", "H3K36me3"])
-    >>> [ax.get_title(loc="left") for ax in axes]
-    ['C1 H3K4me3', '', 'C1 H3K36me3', '']
-    """
-    names = _layers(ds, variables)
-    wanted = _pairs(ds, celltype, assay, pairs)
-    here = select(ds[[OBSERVED, *names]], region)
-    bins = bins_of(here)
-    if len(bins.chroms) != 1:
-        raise GenomeError(f"a figure shows one chromosome; {region!r} lies on {', '.join(bins.chroms)}")
-    steps = _Steps.of(bins)
-    rows = _rows(here, wanted, names, steps, transformed)
-    if axes is not None and len(axes) != len(rows):
-        raise CubeError(f"there are {len(rows)} rows to draw, but {len(axes)} axes were given")
-    drawn = _new_rows([row.first for row in rows]) if axes is None else list(axes)
-    for ax, row in zip(drawn, rows, strict=True):
-        _draw_row(ax, row, steps)
-    _label_rows(drawn, bins, ds.attrs.get("transform", "none") if transformed else "none", own=axes is None)
-    return np.asarray(drawn)
 
 
 def panel(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
@@ -197,131 +115,6 @@ def history(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     quiet(ax)
     ax.legend(frameon=False, labelcolor=INK)
     return ax
-
-
-class _Row(NamedTuple):
-    """One row of a figure: a layer of a pair, the height of each step, and the height that the pair's rows share."""
-
-    pair: Experiment
-    name: str
-    color: str
-    values: np.ndarray
-    top: float
-    first: bool
-
-
-class _Steps(NamedTuple):
-    """How bins are drawn: edges in bp, with a step of its own for each gap between bins, and the bins averaged in each."""
-
-    edges: np.ndarray
-    firsts: np.ndarray
-    gaps: np.ndarray
-
-    @classmethod
-    def of(cls, bins: GenomeBins) -> _Steps:
-        start, end = bins.start, bins.end
-        runs = [np.arange(rows.start, rows.stop, max(1, -(-len(bins) // COLUMNS))) for rows in bins.segment_slices]
-        firsts = np.concatenate(runs)
-        lasts = np.append(firsts[1:], len(bins)) - 1
-        parted = np.flatnonzero(end[lasts[:-1]] != start[firsts[1:]])
-        edges = np.append(start[firsts], end[-1])
-        return cls(np.insert(edges, parted + 1, end[lasts[parted]]), firsts, parted + 1)
-
-    def mean(self, values: np.ndarray) -> np.ndarray:
-        width = np.diff(np.append(self.firsts, len(values)))
-        return np.insert(np.add.reduceat(values, self.firsts) / width, self.gaps, np.nan)
-
-
-def _rows(here: xr.Dataset, pairs: list[Experiment], names: list[str], steps: _Steps, transformed: bool) -> list[_Row]:
-    inverse = transform_named("none" if transformed else here.attrs.get("transform", "none")).inverse
-    colors, rows = colors_of(names), []
-    for pair in pairs:
-        whole = {name: inverse(np.asarray(here[name].sel(pair._asdict()).values, float)) for name in names}
-        values = {name: steps.mean(v) for name, v in whole.items()}
-        drawn = {name: v for name, v in values.items() if np.isfinite(v).any()}
-        top = max((float(np.nanmax(v)) for v in drawn.values()), default=0.0) or 1.0
-        rows += [_Row(pair, n, colors[n], v, top, first=i == 0) for i, (n, v) in enumerate(drawn.items())]
-    if not rows:
-        raise CubeError(f"none of {', '.join(names)} has a value here for {', '.join(map(str, pairs[:5]))}")
-    return rows
-
-
-def _draw_row(ax: Axes, row: _Row, steps: _Steps) -> None:
-    ax.stairs(row.values, steps.edges, fill=True, color=row.color, linewidth=0)
-    ax.set_xlim(steps.edges[0], steps.edges[-1])
-    ax.set_ylim(0 if np.nanmin(row.values) >= 0 else float(np.nanmin(row.values)), 1.05 * row.top)
-    ax.set_yticks([0, row.top], ["0", f"{row.top:.3g}"])
-    ax.tick_params(axis="y", length=2, labelsize="x-small", labelcolor=INK)
-    ax.tick_params(axis="x", bottom=False, labelbottom=False)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color("#999999")
-    label = NAMES.get(row.name, row.name)
-    ax.text(1.008, 0.4, label, transform=ax.transAxes, color=row.color, va="center", fontsize="small")
-    if row.first:
-        ax.set_title(str(row.pair), loc="left", fontsize="small", fontweight="bold", color=INK, pad=3)
-
-
-def _label_rows(axes: Sequence[Axes], bins: GenomeBins, transform: str, *, own: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    last = axes[-1]
-    unit, size = _unit(int(bins.end[-1] - bins.start[0]), int(bins.end[-1]))
-    decimals = _decimals(int(bins.end[-1] - bins.start[0]), size)
-    last.xaxis.set_major_locator(MaxNLocator(nbins=TICKS, steps=[1, 2, 5, 10]))
-    last.xaxis.set_major_formatter(FuncFormatter(lambda bp, _: f"{bp / size:,.{decimals}f}"))
-    last.tick_params(axis="x", bottom=True, labelbottom=True, labelsize="small", labelcolor=INK)
-    last.set_xlabel(f"{bins.chroms[0]} ({unit})", fontsize="small", color=INK)
-    # One label for all rows, along the left edge of the figure.
-    text = "signal" if transform == "none" else f"{transform} signal"
-    axes[0].figure.supylabel(text, fontsize="small", color=INK) if own else axes[0].set_ylabel(text, fontsize="small")
-
-
-def _unit(span: int, end: int) -> tuple[str, int]:
-    """Give Mb for regions that reach past 1 Mb, kb for shorter ones, and bp where a kb would need decimals."""
-    if span < 5_000:
-        return "bp", 1
-    return ("Mb", 1_000_000) if end >= 1_000_000 else ("kb", 1_000)
-
-
-def _decimals(span: int, size: int) -> int:
-    step = span / TICKS / size
-    return 0 if size == 1 else max(0, int(np.ceil(-np.log10(step))))
-
-
-def _layers(ds: xr.Dataset, variables: Sequence[str] | None) -> list[str]:
-    if variables is None:
-        variables = [name for name in (SIGNAL, IMPUTED, AVERAGE) if name in ds] or [SIGNAL]
-    variables = [variables] if isinstance(variables, str) else list(variables)
-    check_cube(ds, *variables)
-    return variables
-
-
-def _pairs(ds: xr.Dataset, celltype: Any, assay: Any, pairs: Iterable[Any] | None) -> list[Experiment]:
-    if pairs is not None:
-        if celltype is not None or assay is not None:
-            raise CubeError("give pairs=, or celltype= and assay=, not both")
-        return as_experiments(ds, pairs)
-    chosen = {}
-    for dim, labels in ((CELLTYPE, celltype), (ASSAY, assay)):
-        chosen[dim] = (
-            [labels] if isinstance(labels, str) else ds[dim].values.tolist() if labels is None else list(labels)
-        )
-        check_known(dim, chosen[dim], ds[dim].values)
-    found = [Experiment(str(c), str(a)) for c in chosen[CELLTYPE] for a in chosen[ASSAY]]
-    if len(found) > TRACKS and (celltype is None or assay is None):
-        raise CubeError(f"{len(found)} tracks are too many for a figure: name some with celltype=, assay= or pairs=")
-    return found
-
-
-def _new_rows(first: list[bool]) -> list[Axes]:
-    import matplotlib.pyplot as plt
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    # A pair's first row is preceded by room for its title.
-    height = 0.62 * len(first) + 0.25 * sum(first) + 0.5
-    layout = ConstrainedLayoutEngine(h_pad=0.03, hspace=0.0)
-    _, axes = plt.subplots(len(first), 1, figsize=(10, height), squeeze=False, layout=layout)
-    return list(axes[:, 0])
 
 
 def search(found: Search, *, axes: Sequence[Axes] | None = None) -> np.ndarray:
