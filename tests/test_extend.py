@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -174,8 +180,8 @@ def test_the_same_seed_gives_the_same_rows(factors: xr.Dataset, celltypes: xr.Da
 def test_some_positions_of_the_model_are_enough(factors: xr.Dataset, celltypes: xr.Dataset) -> None:
     regions = ["chr1:13,000-31,010", "chr1:50,000-75,000", "chr2:2,500-"]
     new = celltypes.avocado.sel(regions)
-    for signal in (new, new.chunk(position=1_000)):
-        more = extended(factors, signal)
+    for ds in (new, new.chunk(position=1_000)):
+        more = extended(factors, ds)
         assert_frozen(factors, more)
         assert more.avocado.bins == factors.avocado.bins
         np.testing.assert_array_equal(
@@ -326,3 +332,292 @@ def test_labels_cut_after_extending_are_predicted_as_before(context: xr.Dataset,
         cut.avocado.impute("C2").imputed.sel(celltype="C2").values,
         more.sel(celltype=["C2", "C5", "C6"]).avocado.impute("C2").imputed.sel(celltype="C2").values,
     )
+
+
+# --- new positions ------------------------------------------------------------------------------------------------------
+
+ELSEWHERE = ["chr1:40,000-75,000", "chr2:2,500-27,500", "chr3"]
+
+
+@pytest.fixture(scope="module")
+def genome() -> xr.Dataset:
+    return datasets.simulate(n_celltypes=4, n_assays=4, chromsizes={"chr1": 100_010, "chr2": 50_007, "chr3": 30_000})
+
+
+@pytest.fixture(scope="module")
+def elsewhere(genome: xr.Dataset) -> xr.Dataset:
+    return genome.avocado.sel(ELSEWHERE)
+
+
+@pytest.fixture(scope="module")
+def there(genome: xr.Dataset) -> xr.Dataset:
+    """The positions that a model is trained on: all the others."""
+    return genome.avocado.sel(["chr1:0-40,000", "chr1:75,000-", "chr2:30,000-"])
+
+
+@pytest.fixture(scope="module")
+def pilot(there: xr.Dataset) -> xr.Dataset:
+    rates = {"batch": 400, "genome_learning_rate": 0.05, "patience": 0}
+    return there.avocado.fit(config={**FACTORS, **rates}, epochs=40, progress=False)
+
+
+def test_new_positions_come_where_they_belong(pilot: xr.Dataset, elsewhere: xr.Dataset, there: xr.Dataset) -> None:
+    more = extended(pilot, elsewhere)
+    assert more.avocado.bins.segments.values.tolist() == [
+        ["chr1", 0, 100_010],
+        ["chr2", 2_500, 27_500],
+        ["chr2", 30_000, 50_007],
+        ["chr3", 0, 30_000],
+    ]
+    for cube, regions in ((elsewhere, ELSEWHERE), (there, ["chr1:0-40,000", "chr1:75,000-", "chr2:30,000-"])):
+        np.testing.assert_array_equal(more.avocado.sel(regions).signal, cube.signal)
+    for name in ("celltype_factors", "assay_factors", *(n for n in pilot.data_vars if n.startswith("network"))):
+        np.testing.assert_array_equal(more[name], pilot[name])
+    back = more.avocado.sel(["chr1:0-40,000", "chr1:75,000-", "chr2:30,000-"])
+    for name in ("genome_factors_25bp", "genome_factors_250bp", "genome_factors_5kbp"):
+        np.testing.assert_array_equal(back[name], pilot[name])
+    np.testing.assert_array_equal(imputed(back), imputed(pilot))
+    assert np.isfinite(imputed(more)).all()
+    (entry,) = more.attrs["avocado"]["extended"]
+    assert (entry["axis"], entry["labels"], entry["epochs"]) == ("position", [], 1)
+
+
+def test_new_positions_are_learnt(there: xr.Dataset, elsewhere: xr.Dataset) -> None:
+    rates = {"batch": 400, "genome_learning_rate": 0.05}
+    model = there.avocado.fit(config={**FACTORS, **rates}, epochs=30, validation=None, progress=False)
+    before, after = (extended(model, elsewhere, only_new=True, epochs=epochs) for epochs in (1, 30))
+    errors = [float(((ds.avocado.impute().imputed - elsewhere.signal) ** 2).mean()) for ds in (before, after)]
+    variance = float(elsewhere.signal.var("position").mean())
+    assert errors[1] < 0.6 * variance < errors[0]
+    assert errors[1] < 1.2 * float(((model.avocado.impute().imputed - there.signal) ** 2).mean()), "as well as in fit"
+
+
+def test_tracks_set_aside_have_no_part_in_new_positions(pilot: xr.Dataset, elsewhere: xr.Dataset) -> None:
+    pairs = pilot.attrs["avocado"]["validation"]
+    scrambled = elsewhere.copy(deep=True)
+    for c, a in pairs:
+        scrambled.signal.loc[{"celltype": c, "assay": a}] = 7.0
+    models = [extended(pilot, ds) for ds in (elsewhere, scrambled)]
+    np.testing.assert_array_equal(*(m.genome_factors_25bp for m in models))
+    assert pairs and not [p for p in models[0].attrs["avocado"]["trained_on"] if p in pairs]
+
+
+def test_the_new_positions_alone(pilot: xr.Dataset, elsewhere: xr.Dataset) -> None:
+    alone, both = extended(pilot, elsewhere, only_new=True), extended(pilot, elsewhere)
+    assert alone.avocado.bins == elsewhere.avocado.bins
+    assert list(alone.sizes) and set(alone.data_vars) == set(both.data_vars)
+    cut = both.avocado.sel(ELSEWHERE)
+    for name in both.data_vars:
+        np.testing.assert_array_equal(alone[name], cut[name], err_msg=str(name))
+
+
+def test_a_cube_of_old_and_new_positions_learns_the_new_ones(
+    pilot: xr.Dataset, elsewhere: xr.Dataset, genome: xr.Dataset
+) -> None:
+    whole = genome.avocado.sel(["chr1", "chr2:2,500-27,500", "chr2:30,000-", "chr3"])
+    xr.testing.assert_identical(extended(pilot, whole).drop_attrs(), extended(pilot, elsewhere).drop_attrs())
+
+
+def test_a_chromosome_is_learnt_the_same_alone_and_among_others(
+    pilot: xr.Dataset, elsewhere: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xr_avocado import extend_positions
+
+    monkeypatch.setattr(extend_positions, "MEMORY", 100_000)
+    together = extended(pilot, elsewhere, only_new=True)
+    for region in ELSEWHERE:
+        alone = extended(pilot, elsewhere.avocado.sel(region), only_new=True)
+        for name in ("genome_factors_25bp", "genome_factors_5kbp"):
+            np.testing.assert_array_equal(alone[name], together.avocado.sel(region)[name])
+
+
+def test_a_part_of_the_labels_and_of_the_tracks_will_do(pilot: xr.Dataset, elsewhere: xr.Dataset) -> None:
+    few = elsewhere.isel(celltype=[2, 0], assay=[1, 3])
+    few = few.assign(signal=few.signal.where((few.chrom != "chr3") | (few.celltype != "C3")))
+    more = extended(pilot, few)
+    np.testing.assert_array_equal(
+        more.avocado.sel(ELSEWHERE).signal.sel(celltype="C1", assay=few.assay), few.signal.sel(celltype="C1")
+    )
+    assert more.avocado.sel("chr3").signal.sel(celltype="C2").isnull().all()
+    assert np.isfinite(imputed(more)).all()
+
+
+def test_the_published_pilot_model_learns_a_chromosome(tmp_path: Any, genome: xr.Dataset) -> None:
+    model = genome.avocado.sel("chr1").avocado.fit("small", epochs=1, progress=False)
+    files = model.avocado.to_keras(tmp_path / "pilot", progress=False)
+    # The rows of its array, taken for regions that begin off the grid of coarse scales.
+    read = xa.read_keras(files[0], genome=genome.attrs["chromsizes"], regions=["chr1:75-50,075", "chr2:0-50,007"])
+    new = genome.avocado.sel("chr3")
+    with pytest.raises(CubeError, match="only_new=True"):
+        extended(read, new)
+    alone = extended(read, new, only_new=True)
+    assert alone.genome_factors_5kbp.sizes["position_5kbp"] == 6
+    assert np.isfinite(imputed(alone)).all()
+    np.testing.assert_array_equal(alone.network_weight_0, model.network_weight_0)
+    assert xa.read_keras(alone.avocado.to_keras(tmp_path / "mine-chr3", progress=False)[0]).sizes["position"] == 1_200
+
+
+# --- kept in a store, taken up again, on a cluster ------------------------------------------------------------------------
+
+PARAMETERS = (
+    "genome_factors_25bp",
+    "genome_factors_250bp",
+    "genome_factors_5kbp",
+    "celltype_factors",
+    "network_weight_0",
+)
+
+
+def assert_same_model(one: xr.Dataset, other: xr.Dataset) -> None:
+    assert set(one.data_vars) == set(other.data_vars)
+    assert one.avocado.bins == other.avocado.bins
+    for name in one.data_vars:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=str(name))
+
+
+@pytest.fixture
+def many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chromosomes of a few pieces each, and a checkpoint after each pass."""
+    from xr_avocado import extend, extend_positions
+
+    monkeypatch.setattr(extend_positions, "MEMORY", 200_000)
+    monkeypatch.setattr(extend, "CHECKPOINT_MINUTES", 0.0)
+
+
+@pytest.mark.usefixtures("many_pieces")
+def test_what_is_kept_in_a_store_comes_back_lazy(tmp_path: Any, pilot: xr.Dataset, elsewhere: xr.Dataset) -> None:
+    whole = extended(pilot, elsewhere, epochs=2)
+    kept = extended(pilot, elsewhere, epochs=2, store=tmp_path / "more.zarr")
+    assert_same_model(kept, whole)
+    assert kept.genome_factors_25bp.chunks is not None
+    stored = xa.open_cube(tmp_path / "more.zarr")
+    assert "signal" not in stored and stored.attrs["avocado"] == kept.attrs["avocado"]
+    assert not list(tmp_path.glob(".*")), "nothing is left of the work"
+
+
+@pytest.mark.usefixtures("many_pieces")
+@pytest.mark.parametrize("after", [1, 5, 9])
+def test_work_that_was_broken_off_goes_on_to_the_same_result(
+    tmp_path: Any, pilot: xr.Dataset, elsewhere: xr.Dataset, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    from xr_avocado.model.optimizer import BlockTable
+
+    undisturbed = extended(pilot, elsewhere, epochs=3)
+    step, steps = BlockTable.step, []
+
+    def counted(self: BlockTable, *args: Any, **kwargs: Any) -> None:
+        steps.append(1)
+        step(self, *args, **kwargs)
+
+    monkeypatch.setattr(BlockTable, "step", counted)
+    extended(pilot, elsewhere, epochs=3)
+    total = len(steps)
+
+    def broken(self: BlockTable, *args: Any, **kwargs: Any) -> None:
+        if len(steps) > total * after // 10:
+            raise MemoryError
+        counted(self, *args, **kwargs)
+
+    steps.clear()
+    monkeypatch.setattr(BlockTable, "step", broken)
+    with pytest.raises(MemoryError):
+        extended(pilot, elsewhere, epochs=3, store=tmp_path / "more.zarr")
+    assert not (tmp_path / "more.zarr").exists()
+    before = len(steps)
+    steps.clear()
+    monkeypatch.setattr(BlockTable, "step", counted)
+    assert_same_model(extended(pilot, elsewhere, epochs=3, store=tmp_path / "more.zarr"), undisturbed)
+    assert len(steps) <= total - before + 3 * 3, "no more is done again than one pass over a piece"
+
+
+def test_a_finished_store_is_opened_and_one_of_another_call_refused(
+    tmp_path: Any, pilot: xr.Dataset, elsewhere: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xr_avocado.model import extension
+
+    store = tmp_path / "more.zarr"
+    first = extended(pilot, elsewhere, store=store).load()
+    monkeypatch.setattr(extension, "learn_blocks", None)
+    assert_same_model(extended(pilot, elsewhere, store=store), first)
+    with pytest.raises(CubeError, match="of another call"):
+        extended(pilot, elsewhere, store=store, seed=1)
+    with pytest.raises(CubeError, match="of another call"):
+        extended(pilot, elsewhere.assign(signal=elsewhere.signal + 1), store=store)
+    monkeypatch.undo()
+    assert not np.array_equal(
+        extended(pilot, elsewhere, store=store, seed=1, overwrite=True).genome_factors_25bp, first.genome_factors_25bp
+    )
+
+
+def test_new_labels_are_kept_in_a_store_too(tmp_path: Any, context: xr.Dataset, celltypes: xr.Dataset) -> None:
+    kept = extended(context, celltypes, store=tmp_path / "more.zarr")
+    assert_same_model(kept, extended(context, celltypes))
+    assert_same_model(extended(context, celltypes, store=tmp_path / "more.zarr"), kept)
+    assert "signal" in kept and "signal" not in xa.open_cube(tmp_path / "more.zarr")
+
+
+def test_what_does_not_go_together_is_told(factors: xr.Dataset, celltypes: xr.Dataset, pilot: xr.Dataset) -> None:
+    for option in ({"only_new": True}, {"client": object()}):
+        with pytest.raises(ValueError, match="for new positions"):
+            extended(factors, celltypes, **option)
+    inside = datasets.simulate(n_celltypes=4, n_assays=4, chromsizes={"chr3": 20_000})
+    model = extended(pilot, inside.avocado.sel("chr3:0-11,000"))
+    with pytest.raises(CubeError, match="meet those of the model inside a bin of"):
+        extended(model, inside.avocado.sel("chr3:11,000-"))
+    with pytest.raises(CubeError, match="no experiment at the new positions"):
+        extended(pilot, inside.avocado.hold_out(inside.avocado.experiments))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("many_pieces")
+def test_a_process_that_is_killed_goes_on(tmp_path: Any, pilot: xr.Dataset, elsewhere: xr.Dataset) -> None:
+    program = (
+        "import sys, xr_avocado as xa\n"
+        "from xr_avocado import extend, extend_positions\n"
+        "extend_positions.MEMORY, extend.CHECKPOINT_MINUTES = 200_000, 0.0\n"
+        "model, new = (xa.open_cube(path) for path in sys.argv[1:3])\n"
+        "model.avocado.extend(new, epochs=50, store=sys.argv[3], device='cpu', progress=False)\n"
+    )
+    paths = [tmp_path / "model.zarr", tmp_path / "new.zarr"]
+    model, new = (ds.avocado.to_zarr(path, progress=False) for ds, path in zip((pilot, elsewhere), paths, strict=True))
+    store, folder = tmp_path / "more.zarr", tmp_path / ".more.zarr.fitting"
+    process = subprocess.Popen([sys.executable, "-c", program, *map(str, paths), str(store)])
+    wait_for(lambda: len(list(folder.glob("*.done"))) >= 2 or process.poll() is not None)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not store.exists() and list(folder.glob("*.done"))
+    assert_same_model(extended(model, new, epochs=50, store=store), extended(model, new, epochs=50))
+
+
+@pytest.mark.slow
+def test_a_cluster_learns_what_one_process_learns(
+    tmp_path: Any, pilot: xr.Dataset, genome: xr.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chromosomes side by side on two workers, one of which is killed while it works."""
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    new = datasets.simulate(n_celltypes=4, n_assays=4, chromsizes={f"chr{i}": 20_000 for i in range(3, 7)})
+    new.avocado.to_zarr(tmp_path / "new.zarr", progress=False)
+    new = xa.open_cube(tmp_path / "new.zarr")
+    serial = extended(pilot, new, epochs=40)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        assert_same_model(extended(pilot, new, epochs=40, client=client), serial)
+        folder = tmp_path / ".killed.zarr.fitting"
+        first = next(iter(client.run(os.getpid).values()))
+        killer = threading.Thread(
+            target=lambda: (wait_for(lambda: any(folder.glob("*"))), os.kill(first, signal.SIGKILL))
+        )
+        killer.start()
+        assert_same_model(extended(pilot, new, epochs=40, client=client, store=tmp_path / "killed.zarr"), serial)
+        killer.join()
+
+
+def wait_for(condition: Any) -> None:
+    for _ in range(3_000):
+        if condition():
+            return
+        time.sleep(0.01)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
@@ -14,16 +15,29 @@ from xr_avocado.cube import (
     CELLTYPE_FACTORS,
     FITTED,
     OBSERVED,
+    POSITION,
     SIGNAL,
     CubeError,
     Experiment,
     check_cube,
     experiments,
 )
-from xr_avocado.extend_labels import Training, learn_labels
-from xr_avocado.generations import EXTENDED
+from xr_avocado.extend_labels import Training, check_learnable, learn_labels
+from xr_avocado.extend_positions import CHECKPOINT_MINUTES, learn_positions, on_grid
+from xr_avocado.fit_store import FitStore, identity
+from xr_avocado.generations import EXTENDED, plural
+from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of
-from xr_avocado.joining import check_alike, new_bins, without_layers
+from xr_avocado.joining import (
+    check_alike,
+    joined_axes,
+    new_bins,
+    on_positions,
+    rows_of_bins,
+    with_labels,
+    with_positions,
+    without_layers,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -41,33 +55,55 @@ def extend(
     new_cube: xr.Dataset,
     *,
     epochs: int | None = None,
+    only_new: bool = False,
+    store: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    client: Any = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Learn what is new on one axis of another cube, cell types or assays, and join it to the fitted one.
+    """Learn what is new on one axis of another cube (cell types, assays or positions) and join it to the fitted one.
 
-    Everything that the model knows is frozen: every parameter, and every prediction of earlier labels, stays as it is bit for bit. Learnt
-    are the factors of the new labels, from as little as one track each, several labels at once.
+    Everything that the model knows is frozen: every parameter, and every prediction of earlier labels and positions, stays as it is
+    bit for bit.
 
-    A model with a context term has no parameter of a cell type, so a new one is predicted from its own tracks at once (as
+    **New cell types or assays**: their factors are learnt, from as little as one track each, several labels at once, in minutes. A model
+    with a context term has no parameter of a cell type, so a new one is predicted from its own tracks at once (as
     ``impute(model=)`` does without ``extend``); of a new assay it learns what belongs to that assay. Which tracks it reads: for a pair,
     those of the labels that it knew when it learnt the pair's own. So a new cell type's tracks are read for the new cell type, and not
     for the earlier ones; average activity in a model that adds it is that of the same tracks. ``fit`` on the joined cube, or
     ``impute(model=)`` with the earlier model, lets all tracks tell on all.
 
+    **New positions**: their genome factors are learnt, chromosome by chromosome and piece by piece, each by itself, so that a
+    chromosome comes out the same whichever others are with it. This is the second stage of the paper. The context term has
+    nothing of a position's own and needs none of it. With ``store`` what is done is kept: whatever ends the process, and whenever, the same
+    call goes on, on the CPU to the same result bit for bit. With ``client`` chromosomes are tasks that know nothing of each other.
+
     Memory: the tracks of the new labels (of a new assay with a context term: all) and the genome's factors, 1 GB at most: of a
-    longer genome, evenly spread stretches will do. Signal is joined lazily.
+    longer genome, evenly spread stretches will do. At new positions 1 GB for a piece (its tracks, and 16 bytes a factor), one at a time, and
+    the factors learnt, which with ``store`` stay on the disk. Signal is joined lazily where it is lazy.
 
     Parameters
     ----------
     ds
         A fitted cube.
     new_cube
-        A cube with labels that the fitted one lacks, on one axis, and bins that it has, all or some (elsewhere the new signal is NaN).
-        The bins, transform and normalization are the model's. Its tracks of known labels are passed over.
+        A cube that is new on one axis, with the model's bins, transform and normalization. With labels that the fitted one lacks: on bins
+        that it has, all or some (elsewhere the new signal is NaN); tracks of known labels are passed over. With bins that it lacks: of
+        known labels, all or some; bins that it has are passed over, as are experiments that ``fit`` set aside for validation.
     epochs
-        Passes over the positions; 4 unless given.
+        Passes over the positions: by default 4 for labels, and for positions as many as made the model.
+    only_new
+        Give back the new positions alone, not joined to the model's.
+    store
+        Folder to write the model to, all but the signal; what comes back is lazy and takes its signal from the cubes given. A call
+        that was finished before opens it.
+    overwrite
+        Replace a store, or work towards it, that is of another call.
+    client
+        ``distributed.Client`` to learn chromosomes on. A worker that dies costs what its chromosome has done since the last
+        checkpoint, which ``store`` (on a disk that all workers see) keeps. Each worker computes on ``device``.
     seed
         Fixes the draws.
     device
@@ -77,18 +113,20 @@ def extend(
 
     Returns
     -------
-    The fitted cube with the new labels behind its own: ``signal``, ``observed`` and the factors joined, and
-    ``attrs["avocado"]`` brought up to date: ``celltypes``, ``assays``, ``trained_on``, and an entry in ``extended`` (axis, labels, tracks,
-    epochs, seed, version). Layers that were computed before (``imputed``, ``average``) are dropped. Where nothing is new, the fitted cube
-    itself.
+    The fitted cube with the new labels behind its own, or the new positions where they belong in genome order: ``signal``, ``observed``
+    and the factors joined, and ``attrs["avocado"]`` brought up to date: ``celltypes``, ``assays``, ``trained_on``, and an entry in ``extended``
+    (axis, labels, tracks, epochs, seed, version, cube). Layers that were computed before (``imputed``, ``average``) are dropped. A fitted cube
+    without signal stays without. Where nothing is new, the fitted cube itself.
 
     Raises
     ------
     CubeError
-        Where the cube is not fitted, labels are new on more than one axis, a new label has no observed track, or the cubes do not go
-        together.
+        Where the cube is not fitted, something is new on more than one axis, a new label has no observed track, the cubes do not go
+        together, new positions meet old ones inside a bin of a coarse scale, or ``store`` holds something else.
     GenomeError
         Where bins are parts of the model's bins.
+    ValueError
+        Where an option does not go with what is new.
 
     Notes
     -----
@@ -105,6 +143,9 @@ def extend(
     ['C1', 'C2', 'C3', 'C4', 'C5']
     >>> bool((more.celltype_factors[:4] == fitted.celltype_factors).all())
     True
+    >>> elsewhere = xa.datasets.simulate(n_celltypes=4, n_assays=3, chromsizes={"chr2": 20_000})
+    >>> fitted.avocado.extend(elsewhere, epochs=1, progress=False).sizes["position"]
+    2800
     """
     from xr_avocado.model.training import device_named
 
@@ -113,33 +154,62 @@ def extend(
     check_alike(ds, new_cube)
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1; got {epochs}")
-    new = _what_is_new(ds, new_cube)
-    if not new:
+    dim, labels, bins = _what_is_new(ds, new_cube)
+    if dim is None:
         _tell_passed_over(ds, new_cube)
         return ds
-    ((dim, labels),) = new.items()
-    training = Training(epochs or EPOCHS, seed, device_named(device), progress)
-    joined, tracks = learn_labels(without_layers(ds), new_cube, dim, labels, training)
-    return _recorded(joined, dim, labels, tracks, training)
+    if dim != POSITION and (only_new or client is not None):
+        raise ValueError(f"only_new and client are for new positions; what is new is {dim} {', '.join(labels[:5])}")
+    training = Training(epochs or _epochs(ds, dim), seed, device_named(device), progress)
+    ds = without_layers(ds)
+    if dim == POSITION:
+        ds = on_grid(ds, only_new=only_new)
+        new_cube = new_cube[[SIGNAL, OBSERVED]].isel({POSITION: rows_of_bins(bins_of(new_cube), bins)})
+        if not only_new:
+            joined_axes(ds, new_cube)
+    tracks = _tracks(ds, new_cube, dim, labels)
+    about = _provenance(ds, new_cube, dim, labels, tracks, training)
+    joined = _joined(ds, new_cube, dim, labels, only_new=only_new)
+    kept = None if store is None else FitStore(store, about, minutes=CHECKPOINT_MINUTES, overwrite=overwrite)
+    if kept is not None and kept.finished is not None:
+        return _with_signal(kept.finished, joined)
+    if dim == POSITION:
+        learnt = learn_positions(ds, new_cube, tracks, training, kept, client)
+        model = on_positions(ds, learnt) if only_new else with_positions(ds, learnt)
+    else:
+        model = learn_labels(ds, new_cube, dim, labels, tracks, training)
+    model = model.drop_vars(SIGNAL, errors="ignore").assign_attrs({FITTED: about})
+    if kept is not None:
+        model = kept.write(model, interrupted=False, progress=progress)
+    return _with_signal(model, joined)
 
 
-def _what_is_new(ds: xr.Dataset, new_cube: xr.Dataset) -> dict[str, list[str]]:
-    """Find the axis with new labels, and these."""
+def _epochs(ds: xr.Dataset, dim: str) -> int:
+    """Passes unless asked otherwise: for positions as many as made the model."""
+    about = ds.attrs[FITTED]
+    return int(about.get("best_epoch", about["config"]["epochs"])) if dim == POSITION else EPOCHS
+
+
+def _what_is_new(ds: xr.Dataset, new_cube: xr.Dataset) -> tuple[str | None, list[str], GenomeBins]:
+    """Find the axis on which something is new, the labels there, and the bins that are new."""
     new = {}
     for dim in (CELLTYPE, ASSAY):
         known = set(map(str, ds[dim].values))
         if labels := [str(label) for label in new_cube[dim].values if str(label) not in known]:
             new[dim] = labels
-    if beyond := len(new_bins(bins_of(ds), bins_of(new_cube))):
-        new["position"] = [f"{beyond:,} bins"]
+    bins = new_bins(bins_of(ds), bins_of(new_cube))
+    if len(bins):
+        new[POSITION] = [f"{len(bins):,} bins"]
     if len(new) > 1:
         told = "; ".join(
             f"{dim} {', '.join(labels[:3])}{', …' if len(labels) > 3 else ''}" for dim, labels in new.items()
         )
         raise CubeError(
-            f"the cube is new on {len(new)} axes ({told}): extend by one after the other, each time with a cube cut to what is known on the other axes"
+            f"the cube is new on {len(new)} axes ({told}): extend by one after the other, each time with a cube cut to what is "
+            "known on the other axes"
         )
-    return new
+    axis, labels = next(iter(new.items()), (None, []))
+    return axis, labels, bins
 
 
 def _tell_passed_over(ds: xr.Dataset, new_cube: xr.Dataset) -> None:
@@ -152,18 +222,56 @@ def _tell_passed_over(ds: xr.Dataset, new_cube: xr.Dataset) -> None:
         )
 
 
-def _recorded(
-    joined: xr.Dataset, dim: str, labels: list[str], tracks: list[Experiment], training: Training
-) -> xr.Dataset:
-    """Write into the cube's attributes what was learnt from what."""
+def _tracks(ds: xr.Dataset, new_cube: xr.Dataset, dim: str, labels: list[str]) -> list[Experiment]:
+    """Experiments to learn from: those of new labels; at new positions all but those that fit set aside."""
+    run = experiments(new_cube)
+    if dim != POSITION:
+        chosen = [pair for pair in run if getattr(pair, dim) in labels]
+        check_learnable(ds, dim, labels, chosen)
+        return chosen
+    aside = {tuple(pair) for pair in ds.attrs[FITTED].get("validation", [])}
+    chosen = [pair for pair in run if pair not in aside]
+    if not chosen:
+        raise CubeError(
+            f"the cube has no experiment at the new positions to learn from: it has {len(run)}, and fit set these aside"
+        )
+    return chosen
+
+
+def _provenance(
+    ds: xr.Dataset, new_cube: xr.Dataset, dim: str, labels: list[str], tracks: list[Experiment], training: Training
+) -> dict[str, Any]:
+    """Say what was learnt from what, beside what the model was made of."""
     from xr_avocado import __version__
 
-    about = joined.attrs[FITTED]
+    about = ds.attrs[FITTED]
     pairs = [list(pair) for pair in tracks]
-    entry = {"axis": dim, "labels": labels, "tracks": pairs, "refined": False}
+    entry = {"axis": dim, "labels": [] if dim == POSITION else labels, "tracks": pairs, "refined": False}
     entry |= {"epochs": training.epochs, "seed": training.seed, "version": __version__}
-    about = about | {
-        "trained_on": [*about["trained_on"], *(pair for pair in pairs if pair not in about["trained_on"])],
-        EXTENDED: [*about.get(EXTENDED, []), entry],
-    }
-    return joined.assign_attrs({FITTED: about}).assign({OBSERVED: joined[OBSERVED].astype(bool)})
+    entry["cube"] = identity(new_cube, tracks)
+    names = {} if dim == POSITION else {plural(dim): list(dict.fromkeys([*about[plural(dim)], *labels]))}
+    return (
+        about
+        | names
+        | {
+            "trained_on": [*about["trained_on"], *(pair for pair in pairs if pair not in about["trained_on"])],
+            EXTENDED: [*about.get(EXTENDED, []), entry],
+        }
+    )
+
+
+def _joined(ds: xr.Dataset, new_cube: xr.Dataset, dim: str, labels: list[str], *, only_new: bool) -> xr.Dataset:
+    """Join the cubes without a model: labels, ``observed``, and ``signal`` where the fitted cube has it."""
+    if only_new:
+        return on_positions(ds[[OBSERVED]], new_cube)
+    if SIGNAL not in ds:
+        return ds[[OBSERVED]]
+    bare = ds[[SIGNAL, OBSERVED]]
+    return with_positions(bare, new_cube) if dim == POSITION else with_labels(bare, new_cube, dim, labels)
+
+
+def _with_signal(model: xr.Dataset, joined: xr.Dataset) -> xr.Dataset:
+    if SIGNAL not in joined:
+        return model
+    out = model.assign({SIGNAL: joined[SIGNAL].variable})
+    return out[[SIGNAL, OBSERVED, *(name for name in model.data_vars if name != OBSERVED)]]

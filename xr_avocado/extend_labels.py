@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from xr_avocado.model.config import Config
 
-__all__ = ["Training", "genome_tables", "learn_labels"]
+__all__ = ["Training", "check_learnable", "genome_tables", "learn_labels"]
 
 MEMORY = 1 << 30
 """Bytes of tracks and genome factors that labels are learnt from, about: of a longer genome some stretches will do."""
@@ -63,33 +63,31 @@ class Training:
     progress: bool
 
 
+def check_learnable(ds: xr.Dataset, dim: str, labels: list[str], tracks: list[Experiment]) -> None:
+    """Raise where a new label has no track to learn it from, or the context term none of the known labels to learn it beside."""
+    if nothing := [label for label in labels if label not in {getattr(pair, dim) for pair in tracks}]:
+        raise CubeError(
+            f"{dim} {nothing[0]} has no observed track, so nothing can be learnt of it: add one, or leave the label out of the cube"
+        )
+    if CONTEXT in ds and SIGNAL not in ds:
+        raise CubeError(
+            "the model reads the observed tracks of the cube, and this cube has no signal: put the model on the cube that it was "
+            "fitted on"
+        )
+
+
 def learn_labels(
-    ds: xr.Dataset,
-    new_cube: xr.Dataset,
-    dim: str,
-    labels: list[str],
-    training: Training,
-) -> tuple[xr.Dataset, list[Experiment]]:
-    """Join the cubes and learn the factors of new labels; the joined cube, and the tracks that were learnt from."""
+    ds: xr.Dataset, new_cube: xr.Dataset, dim: str, labels: list[str], tracks: list[Experiment], training: Training
+) -> xr.Dataset:
+    """Join the cubes and learn the factors of new labels, and what the context term needs of them."""
     from xr_avocado.model.config import Config
 
-    tracks = [pair for pair in experiments(new_cube) if getattr(pair, dim) in labels]
-    _check_learnable(dim, labels, tracks)
     config = Config.from_attrs(ds.attrs[FITTED]["config"])
     base = ds if SIGNAL in ds else ds.assign({SIGNAL: (DIMS, _no_signal(ds))})
     joined = with_labels(base, new_cube, dim, labels)
     joined = joined.assign_attrs({FITTED: _with_names(ds.attrs[FITTED], dim, labels)})
     joined = _with_factors(joined, bins_of(new_cube), dim, ds.sizes[dim], tracks, config, training)
-    if CONTEXT in ds:
-        joined = _with_context(joined, ds, bins_of(new_cube), dim, config, training)
-    return (joined if SIGNAL in ds else joined.drop_vars(SIGNAL)), tracks
-
-
-def _check_learnable(dim: str, labels: list[str], tracks: list[Experiment]) -> None:
-    if nothing := [label for label in labels if label not in {getattr(pair, dim) for pair in tracks}]:
-        raise CubeError(
-            f"{dim} {nothing[0]} has no observed track, so nothing can be learnt of it: add one, or leave the label out of the cube"
-        )
+    return _with_context(joined, ds, bins_of(new_cube), config, training) if CONTEXT in ds else joined
 
 
 def _no_signal(ds: xr.Dataset) -> da.Array:
@@ -169,7 +167,6 @@ def _with_context(
     joined: xr.Dataset,
     ds: xr.Dataset,
     bins: GenomeBins,
-    dim: str,
     config: Config,
     training: Training,
 ) -> xr.Dataset:
@@ -182,7 +179,6 @@ def _with_context(
     before, after = (cube.attrs[FITTED][plural(ASSAY)] for cube in (ds, joined))
     if len(before) == len(after):
         return joined
-    _check_signal(joined, ds)
     part = _some_positions(joined, bins, config, int(joined[OBSERVED].sum()))
     layout = Layout.of(bins_of(part), config)
     panel = load_panel(part, experiments(part), layout, config, training.device)
@@ -206,11 +202,3 @@ def _with_context(
     return joined.drop_vars(CONTEXT).assign(
         {CONTEXT: ((CONTEXT_MEMBER, CONTEXT_PARAMETER), vectors, ds[CONTEXT].attrs)}
     )
-
-
-def _check_signal(joined: xr.Dataset, ds: xr.Dataset) -> None:
-    if SIGNAL not in ds:
-        raise CubeError(
-            "the context term learns a new assay from the observed tracks of the known ones, and this cube has no signal: join it "
-            "with the cube it was fitted on"
-        )

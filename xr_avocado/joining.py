@@ -16,6 +16,7 @@ from xr_avocado.cube import (
     CELLTYPE,
     IMPUTED,
     IMPUTED_TRACKS,
+    OBSERVED,
     POSITION,
     SUPPORT,
     SUPPORT_ASSAY,
@@ -23,10 +24,20 @@ from xr_avocado.cube import (
     CubeError,
 )
 from xr_avocado.genome import GenomeBins, GenomeError
-from xr_avocado.index import bins_of
+from xr_avocado.index import assign_bins, bins_of
+from xr_avocado.io.encoding import is_position
 from xr_avocado.quantile_map import NORMALIZED
 
-__all__ = ["check_alike", "new_bins", "rows_of_bins", "with_labels", "without_layers"]
+__all__ = [
+    "check_alike",
+    "joined_axes",
+    "new_bins",
+    "on_positions",
+    "rows_of_bins",
+    "with_labels",
+    "with_positions",
+    "without_layers",
+]
 
 
 def check_alike(model: xr.Dataset, ds: xr.Dataset) -> None:
@@ -134,3 +145,112 @@ def _spread(data: Any, rows: np.ndarray, n: int) -> Any:
         at = int(rows[last - 1]) + 1
     pieces.append(xp.full((*data.shape[:-1], n - at), np.nan, dtype=data.dtype))
     return xp.concatenate([piece for piece in pieces if piece.shape[-1]], axis=-1)
+
+
+class _Join:
+    """Two axes of one dim in genome order: where runs of each come to lie.
+
+    Raises
+    ------
+    CubeError
+        Where the axes meet inside a bin.
+    """
+
+    def __init__(self, old: GenomeBins, new: GenomeBins, chroms: Sequence[str]) -> None:
+        pieces = []
+        for source, axis in enumerate((old, new)):
+            table = axis.segments
+            rows = zip(table["chrom"], table["start"], table["end"], axis.segment_slices, strict=True)
+            pieces += [(chroms.index(c), int(s), int(e), source, rows_) for c, s, e, rows_ in rows]
+        pieces.sort(key=lambda piece: piece[:3])
+        try:
+            self.bins = GenomeBins([(chroms[c], s, e) for c, s, e, _, _ in pieces], old.binsize)
+        except GenomeError as error:
+            raise CubeError(_meets(old, str(error))) from None
+        if len(self.bins) != len(old) + len(new):
+            raise CubeError(_meets(old, "one ends and the other begins in the same bin"))
+        self.runs = [(source, rows) for _, _, _, source, rows in pieces]
+
+    def concatenated(self, old: Any, new: Any, axis: int) -> Any:
+        """Put the rows of two arrays in order; lazily where one of them is lazy."""
+        arrays = (old, new)
+        before = (slice(None),) * axis
+        parts = [arrays[source][(*before, rows)] for source, rows in self.runs]
+        xp = da if any(isinstance(array, da.Array) for array in arrays) else np
+        return xp.concatenate(parts, axis=axis)
+
+
+def _meets(old: GenomeBins, why: str) -> str:
+    return (
+        f"positions that are new meet those of the model inside a bin of {old.binsize:,} bp ({why}), whose factors would be those of both: cut the "
+        "new ones so that they begin at a multiple of that, or extend by them alone with only_new=True"
+    )
+
+
+def _chromosome_order(*cubes: xr.Dataset) -> list[str]:
+    """Chromosomes of cubes in the order of the first one's genome; others behind."""
+    names = [[*ds.attrs.get("chromsizes", {}), *bins_of(ds).chroms] for ds in cubes]
+    own = list(bins_of(cubes[0]).chroms)
+    order = list(dict.fromkeys(name for several in names for name in several))
+    # A cube's own order counts, whatever its sizes say.
+    return order if [name for name in order if name in own] == own else list(dict.fromkeys([*own, *order]))
+
+
+def joined_axes(ds: xr.Dataset, new: xr.Dataset) -> dict[str, _Join]:
+    """Join the bins of ``new`` to those of every dim of bins of ``ds``.
+
+    Raises
+    ------
+    CubeError
+        Where they meet inside a bin of one of the dims.
+    """
+    chroms, bins = _chromosome_order(ds, new), bins_of(new)
+    joins = {}
+    for dim in [dim for dim in map(str, ds.dims) if is_position(dim)]:
+        own = bins_of(ds, dim)
+        joins[dim] = _Join(own, bins.coarsen(own.binsize // bins.binsize), chroms)
+    for dim, join in joins.items():
+        try:
+            join.bins.check_covers(joins[POSITION].bins)
+        except GenomeError as error:
+            raise CubeError(_meets(bins_of(ds, dim), str(error))) from None
+    return joins
+
+
+def with_positions(ds: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
+    """Put the positions of ``new`` where they belong among those of ``ds``, on every dim of bins; labels are those of ``ds``.
+
+    What ``new`` lacks of the variables along positions is missing; what has no positions is that of ``ds``.
+    """
+    joins = joined_axes(ds, new)
+    dims, chroms = list(joins), _chromosome_order(ds, new)
+    joined: dict[Hashable, Any] = {}
+    for name, variable in ds.data_vars.items():
+        for dim in [d for d in dims if d in variable.dims]:
+            sizes = {**variable.sizes, dim: new.sizes[dim]}
+            part = _of_labels(new[name], ds) if name in new else _missing(variable.variable, sizes)
+            data = joins[dim].concatenated(variable.data, part.transpose(*variable.dims).data, variable.dims.index(dim))
+            joined[name] = (variable.dims, data, variable.attrs)
+    observed = ds[OBSERVED] | _of_labels(new[OBSERVED], ds).transpose(*ds[OBSERVED].dims).data
+    out = ds.drop_dims(dims).assign(joined).assign({OBSERVED: observed})
+    for dim, join in joins.items():
+        out = assign_bins(out, join.bins, dim)
+    sizes = {**new.attrs.get("chromsizes", {}), **ds.attrs.get("chromsizes", {})}
+    return out[list(ds.data_vars)].assign_attrs({"chromsizes": {c: sizes[c] for c in chroms if c in sizes}})
+
+
+def on_positions(ds: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
+    """Give ``new``, its positions and all that lies along them, the labels of ``ds`` and what has no positions there."""
+    dims = [dim for dim in map(str, new.dims) if is_position(dim)]
+    bare = ds.drop_dims([dim for dim in map(str, ds.dims) if is_position(dim)])
+    out = bare.assign({name: _of_labels(array, ds) for name, array in new.data_vars.items()})
+    for dim in dims:
+        out = assign_bins(out, bins_of(new, dim), dim)
+    sizes = {name: new.attrs[name] for name in ("chromsizes",) if name in new.attrs}
+    return out.assign_attrs(sizes)
+
+
+def _of_labels(array: xr.DataArray, ds: xr.Dataset) -> xr.Variable:
+    """Bring a variable to the labels of a cube; labels that it lacks are missing."""
+    labels = {dim: ds[dim].values for dim in (CELLTYPE, ASSAY) if dim in array.dims}
+    return array.reindex(labels, fill_value=_fill(array.dtype)).variable
