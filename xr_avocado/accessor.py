@@ -23,6 +23,7 @@ from xr_avocado import (
     normalize,
     qc,
     search,
+    summary,
     weights,
 )
 from xr_avocado.genome import GenomeBins
@@ -60,6 +61,12 @@ class AvocadoAccessor:
 
     def __init__(self, ds: xr.Dataset) -> None:
         self._ds = ds
+
+    def __repr__(self) -> str:
+        return summary.as_text(self._ds)
+
+    def _repr_html_(self) -> str:
+        return summary.as_html(self._ds)
 
     sel = _verb(index.select)
     coarsen = _verb(index.coarsen)

@@ -14,14 +14,11 @@ from xr_avocado.cube import (
     ASSAY,
     AVERAGE,
     CELLTYPE,
-    FITTED,
     IMPUTED,
     IMPUTED_TRACKS,
     OBSERVED,
     POSITION,
-    SIGNAL,
     CubeError,
-    check_cube,
 )
 
 if TYPE_CHECKING:
@@ -272,33 +269,10 @@ def _show(table: pd.DataFrame, out: str | None) -> None:
 
 
 def _summary(ds: xr.Dataset, store: str | Path) -> str:
-    from xr_avocado.index import bins_of
+    from xr_avocado.summary import as_text, summary
 
-    bins, observed = bins_of(ds), check_cube(ds)[OBSERVED]
-    rows = {
-        "store": store,
-        "genome": f"{ds.attrs.get('genome', 'unknown')}, {len(bins):,} bins of {bins.binsize} bp in "
-        f"{len(bins.segments):,} segments of {len(bins.chroms)} chromosomes",
-        "cell types": f"{ds.sizes[CELLTYPE]}: {_some(ds[CELLTYPE].values)}",
-        "assays": f"{ds.sizes[ASSAY]}: {_some(ds[ASSAY].values)}",
-        "experiments": f"{int(observed.sum())} of {observed.size} were run",
-        "signal": f"{ds.attrs.get('transform', 'none')}, {ds[SIGNAL].dtype}" if SIGNAL in ds else "none",
-        "model": _model(ds.attrs.get(FITTED)),
-    }
-    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
-
-
-def _model(fitted: Any) -> str:
-    if not fitted:
-        return "none; train one with: xr-avocado fit"
-    return (
-        f"trained on {len(fitted['trained_on'])} experiments, {len(fitted['validation'])} set aside, "
-        f"epoch {fitted['best_epoch']} kept, seed {fitted['seed']}, version {fitted['version']}"
-    )
-
-
-def _some(labels: Any, most: int = 8) -> str:
-    return ", ".join(map(str, labels[:most])) + (", …" if len(labels) > most else "")
+    summary(ds)  # which raises where the store is no cube
+    return f"{'store':<12} {store}\n{as_text(ds)}"
 
 
 def _track(text: str) -> tuple[str, str]:

@@ -109,6 +109,18 @@ class Config:
     context_learning_rate: float = 2e-3
     context_decay: float = 1e-3
 
+    def __repr__(self) -> str:
+        changed = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+    def _repr_html_(self) -> str:
+        rows = (
+            f"<tr style='font-weight:{'normal' if getattr(self, f.name) == f.default else 'bold'}'>"
+            f"<td style='text-align:left'>{f.name}</td><td style='text-align:left'>{getattr(self, f.name)!r}</td></tr>"
+            for f in fields(self)
+        )
+        return f"<table><tr><th>setting</th><th>value (bold: not the paper's size or the default)</th></tr>{''.join(rows)}</table>"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(int(s) for s in self.scales))
         object.__setattr__(self, "genome_factors", tuple(int(f) for f in self.genome_factors))
