@@ -175,13 +175,12 @@ def fit(
         if kept.finished is not None:
             return kept.finished
     layout = Layout.of(bins_of(ds), settings)
-    panel = load_panel(ds, trained_on, layout, settings, chosen)
-    aside = load_panel(ds, held, layout, settings, chosen) if held else None
+    every = load_panel(ds, trained_on + held, layout, settings, chosen)
+    panel, aside = every.some(slice(len(trained_on))), every.some(slice(len(trained_on), None)) if held else None
     labels = ds.sizes[CELLTYPE], ds.sizes[ASSAY]
     context = None
     if settings.context:
         # The context term over-fits no bins and stops at no epoch, so it may learn from every track.
-        every = panel if aside is None else panel.joined(aside)
         at = None if kept is None else kept.checkpoint("context")
         context = train_context(every, settings, labels, seed=seed, progress=progress, checkpoint=at)
     at = None if kept is None else kept.checkpoint("factors")
@@ -253,7 +252,7 @@ def validation_tracks(ds: xr.Dataset, validation: Any, *, seed: int) -> list[Exp
 
 
 def load_panel(ds: xr.Dataset, tracks: list[Experiment], layout: Layout, config: Config, device: torch.device) -> Panel:
-    """Read tracks, one at a time, into blocks on the device: tracks x blocks x bins a block; what is not finite is NaN."""
+    """Read tracks, one at a time, into blocks, and move them to the device if they fit: tracks x blocks x bins a block; what is not finite is NaN."""
     import torch
 
     from xr_avocado.model.sampling import Panel
@@ -272,8 +271,12 @@ def load_panel(ds: xr.Dataset, tracks: list[Experiment], layout: Layout, config:
                 f"{tracks[i]} is marked as observed but its signal is all NaN; set observed to False or rebuild it"
             )
         values[i, slots] = torch.from_numpy(np.where(np.isfinite(track), track, np.float32(np.nan))).to(dtype)
-    values = values.view(len(tracks), layout.n_blocks, config.block).to(device)
-    return Panel(values, torch.from_numpy(celltype).to(device), torch.from_numpy(assay).to(device))
+    values = values.view(len(tracks), layout.n_blocks, config.block)
+    factors = sum(
+        layout.n_blocks * config.block // s * n for s, n in zip(config.scales, config.genome_factors, strict=True)
+    )
+    panel = Panel(values, torch.from_numpy(celltype), torch.from_numpy(assay))
+    return panel.on(device, beside=16 * (factors + layout.n_blocks * config.block))
 
 
 def with_parameters(ds: xr.Dataset, trained: Trained, layout: Layout, about: dict[str, Any]) -> xr.Dataset:

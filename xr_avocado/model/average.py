@@ -32,15 +32,18 @@ class AverageActivity:
 
     def __call__(self, blocks: Tensor, celltype: Tensor, assay: Tensor) -> Tensor:
         """Average activity for targets (celltype, assay: blocks x k) in blocks: blocks x bins x k; 0 where no other track is."""
+        device = celltype.device
+        blocks, celltype, assay = (index.to(self.total.device) for index in (blocks, celltype, assay))
         total = self.total[assay, blocks[:, None]]
         count = self.count[assay, blocks[:, None]]
         own = self._own_track(celltype, assay)
         values = self.panel.values[own.clamp(min=0), blocks[:, None]].float()
         seen = (own >= 0)[..., None] & ~values.isnan()
         total = total - torch.where(seen, values, 0.0)
-        return (total / (count - seen.float()).clamp(min=1)).transpose(1, 2)
+        return (total / (count - seen.float()).clamp(min=1)).transpose(1, 2).to(device)
 
     def _own_track(self, celltype: Tensor, assay: Tensor) -> Tensor:
         """Index of the panel's track that is the target itself, -1 where the panel does not hold it."""
-        same = (self.panel.celltype == celltype[..., None]) & (self.panel.assay == assay[..., None])
+        celltypes, assays = self.panel.celltype.to(celltype.device), self.panel.assay.to(assay.device)
+        same = (celltypes == celltype[..., None]) & (assays == assay[..., None])
         return torch.where(same.any(-1), same.int().argmax(-1), -1)

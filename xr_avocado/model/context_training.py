@@ -143,9 +143,12 @@ class _Run:
     """State of training all members, one after the other."""
 
     def __init__(self, panel: Panel, config: Config, labels: tuple[int, int], generator: torch.Generator) -> None:
-        self.config, self.device = config, panel.values.device
+        self.config, self.device = config, panel.device
         self.levels = Levels.of(panel, labels)
-        self.sampler = ContextSampler(panel, config, labels, generator)
+        # The sampler works where the values are: on the host, where they do not fit the device.
+        at = panel.values.device
+        here = Panel(panel.values, panel.celltype.to(at), panel.assay.to(at))
+        self.sampler = ContextSampler(here, config, labels, generator)
         self.samples = config.epochs * min(config.context_samples, len(self.sampler.bins) * len(panel.values))
         self.members: list[ContextNet] = []
         self.history: list[tuple[float, float]] = []
@@ -262,9 +265,13 @@ class Task(NamedTuple):
         units = spread.mean() / spread[rows[celltype], assay]
         return cls((signal, visible, celltype, assay, rows), truth, there * weight[:, None] * units)
 
+    def to(self, device: torch.device) -> Task:
+        """Move it to where the net is."""
+        return Task(tuple(x.to(device) for x in self.shown), self.truth.to(device), self.weight.to(device))
+
 
 def _step(net: ContextNet, sampler: ContextSampler, optimizer: torch.optim.Optimizer) -> tuple[int, Tensor]:
-    task = Task.draw(sampler, net.spread)
+    task = Task.draw(sampler, net.spread.to(sampler.panel.device)).to(net.spread.device)
     error = (net(*task.shown) - task.truth).square()
     loss = (error * task.weight).sum() / task.truth.numel()
     optimizer.zero_grad(set_to_none=True)

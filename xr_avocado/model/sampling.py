@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,17 +11,25 @@ from torch import Tensor
 
 __all__ = ["Batch", "Panel", "batches"]
 
+logger = logging.getLogger("xr_avocado")
+
+RESERVE = 2 << 30
+"""Bytes of a device left to what steps allocate."""
+
 
 @dataclass(frozen=True)
 class Panel:
-    """Observed tracks on a device.
+    """Observed tracks, on the device or, where they do not fit it, on the host.
+
+    From the host only what a step asks for is moved, 2 bytes a sample: at 30 million samples a second, 60 MB/s of the bus. The copy is
+    from pinned memory and asynchronous, so it passes while the device computes the step before.
 
     Parameters
     ----------
     values
         Tracks x blocks x bins a block, float16 or float32; NaN where a block reaches past its segment or nothing was measured.
     celltype, assay
-        Index of each track's cell type and assay, int64.
+        Index of each track's cell type and assay, int64, on the device.
     """
 
     values: Tensor
@@ -32,19 +41,41 @@ class Panel:
         """Blocks of positions."""
         return self.values.shape[1]
 
-    def take(self, blocks: Tensor, tracks: Tensor) -> Tensor:
-        """Values of ``tracks`` (blocks x k) in each of ``blocks``: blocks x bins x k, float32."""
-        return self.values[tracks, blocks[:, None]].float().transpose(1, 2)
+    @property
+    def device(self) -> torch.device:
+        """Where steps are computed."""
+        return self.celltype.device
 
-    def joined(self, other: Panel) -> Panel:
-        """The panel of both panels' tracks."""
-        pairs = [(self.values, other.values), (self.celltype, other.celltype), (self.assay, other.assay)]
-        return Panel(*map(torch.cat, pairs))
+    def take(self, blocks: Tensor, tracks: Tensor) -> Tensor:
+        """Values of ``tracks`` (blocks x k, both where the values are) in each of ``blocks``: blocks x bins x k, float32."""
+        values = self.values[tracks, blocks[:, None]]
+        if self.device.type == "cuda" and not values.is_cuda:
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True).float().transpose(1, 2)
+
+    def on(self, device: torch.device, *, beside: int = 0) -> Panel:
+        """Move the panel to a device; its values stay on the host where a CUDA device has no room for them and so many bytes beside."""
+        labels = self.celltype.to(device), self.assay.to(device)
+        # A tenth for the coarse scales of the context term, and a reserve for what steps allocate.
+        wanted = int(1.1 * self.values.nbytes) + beside + RESERVE
+        if device.type == "cuda" and wanted > torch.cuda.mem_get_info(device)[0]:
+            logger.info("the panel stays on the host: with all else it takes %.1f GB of %s", wanted / 1e9, device)
+            return Panel(self.values, *labels)
+        return Panel(self.values.to(device), *labels)
+
+    def some(self, tracks: slice) -> Panel:
+        """Some of the tracks, without a copy."""
+        return Panel(self.values[tracks], self.celltype[tracks], self.assay[tracks])
+
+    def blocks_a_step(self, tracks_per_position: int, batch: int) -> int:
+        """Blocks that make up a batch of so many samples, at least one."""
+        n_tracks, n_blocks, bins = self.values.shape
+        return min(n_blocks, max(1, batch // (bins * min(tracks_per_position, n_tracks))))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Blocks to visit, and the tracks (indices into the panel, blocks x k) to visit them with."""
+    """Blocks to visit, and the tracks (indices into the panel, blocks x k) to visit them with, where the panel's values are."""
 
     blocks: Tensor
     tracks: Tensor
@@ -56,9 +87,9 @@ def batches(panel: Panel, *, tracks_per_position: int, batch: int, generator: to
     ``batch`` counts samples (position x track). Drawing tracks per block, not per position, keeps every tensor of a step
     contiguous; the draw is without replacement.
     """
-    n_tracks, n_blocks, bins = panel.values.shape
+    n_tracks, n_blocks, _ = panel.values.shape
     k = min(tracks_per_position, n_tracks)
-    size = max(1, batch // (bins * k))
+    size = panel.blocks_a_step(tracks_per_position, batch)
     order = torch.randperm(n_blocks, generator=generator)
     for first in range(0, n_blocks, size):
         blocks = order[first : first + size]

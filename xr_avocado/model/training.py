@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,9 +21,12 @@ from xr_avocado.model.config import Config
 from xr_avocado.model.network import AvocadoNet
 from xr_avocado.model.optimizer import BlockTable
 from xr_avocado.model.sampling import Batch, Panel, batches
+from xr_avocado.model.squared_error import piece_of, squared_error
 from xr_avocado.model.state import as_arrays, moments, named, random_states, restore_moments, restore_random, under
 
 __all__ = ["METRICS", "Trained", "Trainer", "device_named", "train"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("xr_avocado")
 
@@ -77,22 +82,29 @@ def device_named(device: str | torch.device | None) -> torch.device:
 class Trainer:
     """State of a training run over one panel; ``train`` drives it.
 
-    Memory on the device: the panel (2 bytes a value), 12 bytes a genome factor and 4 more for the best epoch's copy, sums of each
-    assay (8 bytes an assay and bin) if the model adds average activity, and a batch's activations.
+    Memory on the device: the panel where it fits (2 bytes a value), 12 bytes a genome factor and 4 more for the best epoch's copy, sums
+    of each assay (8 bytes an assay and bin, beside the panel) if the model adds average activity, and a batch's share of the first
+    layer. Where the device runs out of memory, batches are computed in halves, their gradients summed: slower, and the same result.
     """
 
     def __init__(
         self, panel: Panel, validation: Panel | None, config: Config, labels: tuple[int, int], *, seed: int
     ) -> None:
         self.panel, self.validation, self.config = panel, validation, config
-        self.device = panel.values.device
+        self.device = panel.device
         self.random = torch.Generator().manual_seed(seed)
         self.net = AvocadoNet(config, *labels, generator=self.random).to(self.device)
         self.genome = [self._new_table(s, f) for s, f in zip(config.scales, config.genome_factors, strict=True)]
         self.average = AverageActivity(panel, labels[1]) if config.average else None
         self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.net.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
         )
+        # Float32 parameters, moments and sums; what is large, activations and their products, has half the bits where that is faster.
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        self.most_blocks = panel.blocks_a_step(config.tracks_per_position, config.batch)
         # Of the epoch in training: the generator's state when it began, and the errors of the batches that are done.
         self.began = self.random.get_state()
         self.losses: list[Tensor] = []
@@ -109,18 +121,64 @@ class Trainer:
 
     def step(self, batch: Batch, *, decay: float, visit: int) -> Tensor:
         """One step on one batch; returns its mean squared error, still on the device."""
-        rows = [table.read(batch.blocks) for table in self.genome]
+        blocks, tracks = batch.blocks.to(self.device), batch.tracks.to(self.device)
+        rows = [table.read(blocks) for table in self.genome]
+        celltype, assay = self.panel.celltype[tracks], self.panel.assay[tracks]
         truth = self.panel.take(batch.blocks, batch.tracks)
-        predicted = self.predict(rows, batch.blocks, self.panel.celltype[batch.tracks], self.panel.assay[batch.tracks])
-        known = ~truth.isnan()
-        error = torch.where(known, predicted - truth.nan_to_num(), 0.0)
-        loss = error.square().sum() / known.sum().clamp(min=1)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self.average is not None:
+            truth = truth - self.average(batch.blocks, celltype, assay)
+        loss = self._in_memory(lambda: self._backward(rows, celltype, assay, truth))
         self.optimizer.step()
         for table, leaf in zip(self.genome, rows, strict=True):
-            table.step(batch.blocks, leaf, rate=self.config.genome_learning_rate * decay, visit=visit)
-        return loss.detach()
+            table.step(blocks, leaf, rate=self.config.genome_learning_rate * decay, visit=visit)
+        return loss
+
+    def _backward(self, rows: list[Tensor], celltype: Tensor, assay: Tensor, truth: Tensor) -> Tensor:
+        """Mean squared error of a batch, and its gradients in the parameters and rows."""
+        for leaf in (*self.net.parameters(), *rows):
+            leaf.grad = None
+        known = (~truth.isnan()).sum().clamp(min=1)
+        losses = []
+        for first in range(0, len(truth), self.most_blocks):
+            part = slice(first, first + self.most_blocks)
+            loss = self._error([leaf[part] for leaf in rows], celltype[part], assay[part], truth[part]) / known
+            loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def _error(self, rows: list[Tensor], celltype: Tensor, assay: Tensor, truth: Tensor) -> Tensor:
+        n_blocks, bins, k = truth.shape
+        half = torch.autocast(self.device.type, self.dtype) if self.dtype != torch.float32 else nullcontext()
+        with half:
+            genome, track = self.net.genome_term(rows), self.net.track_term(celltype, assay)
+        return squared_error(
+            genome,
+            track,
+            truth,
+            self.net.weights[1:],
+            self.net.biases[1:],
+            piece=piece_of(n_blocks, bins * k, self.config.nodes, self.device),
+            dropout=self.config.dropout,
+            dtype=self.dtype,
+        )
+
+    def _in_memory(self, call: Callable[[], T]) -> T:
+        """Call, and again with half the blocks at a time as long as the device runs out of memory."""
+        while True:
+            try:
+                return call()
+            except torch.cuda.OutOfMemoryError:
+                if self.most_blocks == 1:
+                    raise
+            # Past the except clause, which holds on to what was allocated.
+            self._halve()
+
+    def _halve(self) -> None:
+        if self.most_blocks == self.panel.blocks_a_step(self.config.tracks_per_position, self.config.batch):
+            logger.warning("out of memory on %s: each batch is computed in parts from here on", self.device)
+        self.most_blocks = max(1, self.most_blocks // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def epoch(self, number: int, bar: tqdm, after_step: Callable[[], None] = lambda: None) -> float:
         """Visit every block once; returns the mean of the batches' errors.
@@ -143,24 +201,28 @@ class Trainer:
         loss, self.losses = float(torch.stack(self.losses).mean()), []
         return loss
 
-    @torch.no_grad()
     def validate(self) -> tuple[float, float]:
         """Mean squared error on the validation tracks, of the model and of average activity (NaN where there is none)."""
-        if self.validation is None:
-            return math.nan, math.nan
+        panel = self.validation
+        return (math.nan, math.nan) if panel is None else self._in_memory(lambda: self._validate(panel))
+
+    @torch.no_grad()
+    def _validate(self, panel: Panel) -> tuple[float, float]:
         self.net.eval()
-        samples = self.validation.values[:, 0].numel()
+        samples = panel.values[:, 0].numel()
         enough = max(1, VALIDATION_SAMPLES // samples)
-        n_blocks = min(VALIDATION_BLOCKS, enough, self.panel.n_blocks)
-        chosen = torch.linspace(0, self.panel.n_blocks - 1, n_blocks).long().to(self.device)
-        every = torch.arange(len(self.validation.celltype), device=self.device)
+        n_blocks = min(VALIDATION_BLOCKS, enough, panel.n_blocks)
+        at = panel.values.device
+        chosen = torch.linspace(0, panel.n_blocks - 1, n_blocks).long().to(at)
+        every = torch.arange(len(panel.celltype), device=at)
         sums = torch.zeros(2, dtype=torch.float64)
         count = 0
-        for blocks in chosen.split(max(1, self.config.batch // samples)):
+        for blocks in chosen.split(max(1, min(self.most_blocks, self.config.batch // samples))):
             tracks = every.expand(len(blocks), -1)
-            truth = self.validation.take(blocks, tracks)
-            celltype, assay = self.validation.celltype[tracks], self.validation.assay[tracks]
-            predicted = self.predict([t.values[blocks] for t in self.genome], blocks, celltype, assay)
+            truth = panel.take(blocks, tracks)
+            celltype, assay = (index[tracks.to(self.device)] for index in (panel.celltype, panel.assay))
+            rows = [table.values[blocks.to(self.device)] for table in self.genome]
+            predicted = self.predict(rows, blocks, celltype, assay)
             average = torch.zeros_like(truth) if self.average is None else self.average(blocks, celltype, assay)
             known = ~truth.isnan()
             sums += torch.stack(
@@ -252,9 +314,7 @@ class _Run:
 
     def _bar(self, shown: bool) -> tqdm:
         trainer, config = self.trainer, self.trainer.config
-        n_tracks, n_blocks, bins = trainer.panel.values.shape
-        size = max(1, config.batch // (bins * min(config.tracks_per_position, n_tracks)))
-        steps = -(-n_blocks // size)
+        steps = -(-trainer.panel.n_blocks // trainer.panel.blocks_a_step(config.tracks_per_position, config.batch))
         done = len(self.history) * steps + len(trainer.losses)
         return tqdm(total=config.epochs * steps, initial=done, desc="fit factors", unit="step", disable=not shown)
 
