@@ -236,7 +236,9 @@ class Trainer:
         """Copy the present state as the best so far."""
         best.score, best.epoch = score, epoch
         best.network = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
-        best.genome = [table.values.clone() for table in self.genome]
+        best.genome = best.genome or [torch.empty_like(table.values) for table in self.genome]
+        for copy, table in zip(best.genome, self.genome, strict=True):
+            copy.copy_(table.values)
 
 
 def train(
