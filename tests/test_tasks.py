@@ -326,6 +326,22 @@ def test_summary_keeps_apart_what_it_is_told_to():
         tasks.compare(table, by="celltype")
 
 
+def test_the_figure_has_a_panel_a_cell_type_and_shows_means_and_the_majority():
+    table = pd.concat(
+        [folds_table(own=[0.5, 0.7], all=[0.6, np.nan], majority=[0.1, 0.3]).assign(celltype=c) for c in ("A", "B")]
+    )
+    axes = xa.plot.tasks(table, by="celltype")
+    assert [ax.get_title(loc="left") for ax in axes] == ["A", "B"]
+    means = [line.get_xdata()[0] for line in axes[0].containers[0].lines[:1]]
+    assert means == [pytest.approx(0.6)]
+    assert [line.get_xdata()[0] for line in axes[0].lines if line.get_label() == "majority"] == [pytest.approx(0.2)]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["own tracks", "all tracks"]
+    with pytest.raises(ValueError, match="no column 'cell'"):
+        xa.plot.tasks(table, by="cell")
+    with pytest.raises(ValueError, match="2 panels to draw, but 1 axes"):
+        xa.plot.tasks(table, by="celltype", axes=axes[:1])
+
+
 # --- feature sets -------------------------------------------------------------------------------------------------------
 
 

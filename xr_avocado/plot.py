@@ -23,6 +23,7 @@ from xr_avocado.cube import (
 )
 from xr_avocado.plot_scores import loci, scores
 from xr_avocado.plot_style import COLORS, FAINT, INK, NAMES, OTHER_COLORS, new_axes, quiet
+from xr_avocado.plot_tasks import tasks
 from xr_avocado.plot_tracks import tracks
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from xr_avocado.search import Search
 
-__all__ = ["history", "loci", "panel", "qc", "scores", "search", "tracks"]
+__all__ = ["history", "loci", "panel", "qc", "scores", "search", "tasks", "tracks"]
 
 
 def panel(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
