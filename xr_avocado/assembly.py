@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +22,7 @@ def chromosome_sizes(genome: str | Path | Mapping[str, int]) -> dict[str, int]:
     Raises
     ------
     GenomeError
-        Where the name is neither an assembly nor a readable two-column file.
+        Where the name is neither an assembly nor a readable two-column file, or a length is none.
 
     Examples
     --------
@@ -27,7 +30,7 @@ def chromosome_sizes(genome: str | Path | Mapping[str, int]) -> dict[str, int]:
     48129895
     """
     if isinstance(genome, Mapping):
-        return {str(chrom): int(size) for chrom, size in genome.items()}
+        return _checked([str(chrom) for chrom in genome], list(genome.values()), "genome")
     if Path(genome).is_file():
         return _read_sizes(Path(genome))
     from bioframe import assembly_info
@@ -55,4 +58,17 @@ def _read_sizes(path: Path) -> dict[str, int]:
         raise GenomeError(
             f"{path} is not a chrom.sizes file (one line a chromosome, its name and its length): {error}"
         ) from None
-    return dict(zip(table[0], table[1].tolist(), strict=True))
+    return _checked(table[0].str.removeprefix("\ufeff").tolist(), table[1].tolist(), str(path))
+
+
+def _checked(chroms: list[str], sizes: list[Any], source: str) -> dict[str, int]:
+    if not chroms:
+        raise GenomeError(f"{source} has no chromosomes; give one or more names with their lengths in bp")
+    for chrom, size in zip(chroms, sizes, strict=True):
+        if isinstance(size, bool) or not isinstance(size, Integral) or not 0 < int(size) < 1 << 32:
+            raise GenomeError(
+                f"{source}: {chrom} has the length {size!r}; a length is a whole number of bp from 1 to 2**32 - 1"
+            )
+    if repeated := [chrom for chrom, number in Counter(chroms).items() if number > 1]:
+        raise GenomeError(f"{source}: {repeated[0]} is there more than once")
+    return {chrom: int(size) for chrom, size in zip(chroms, sizes, strict=True)}

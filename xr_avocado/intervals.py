@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -123,7 +124,8 @@ def _is_path(text: str) -> bool:
     return "/" in text or "\\" in text or path.suffix.lower() in _SUFFIXES or path.is_file()
 
 
-_SUFFIXES = (".bed", ".gz", ".bgz", ".tsv", ".txt", ".narrowpeak", ".broadpeak", ".bedgraph", ".bed3", ".bed6")
+_GTF = (".gtf", ".gff", ".gff3")
+_SUFFIXES = (*_GTF, ".bed", ".gz", ".bgz", ".tsv", ".txt", ".narrowpeak", ".broadpeak", ".bedgraph", ".bed3", ".bed6")
 
 
 def _read_bed(path: Path) -> pd.DataFrame:
@@ -154,11 +156,16 @@ def _read_bed(path: Path) -> pd.DataFrame:
 def _interval_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise GenomeError(f"there is no file {str(path)!r}")
-    with path.open("rb") as file:
-        opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        lines = (line.rstrip("\r\n") for line in file)
-        return [line for line in lines if line.strip() and not line.startswith(("#", "track", "browser"))]
+    if {suffix.lower() for suffix in path.suffixes} & set(_GTF):
+        raise GenomeError(f"{path} is GTF or GFF, which is 1-based: read it with pyranges.read_gtf and give its result")
+    try:
+        with path.open("rb") as file:
+            opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
+        with opener(path, "rt", encoding="utf-8-sig") as file:
+            lines = [line.rstrip("\r\n") for line in file]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise GenomeError(f"{path} cannot be read as text, plain or gzipped: {error}") from None
+    return [line for line in lines if line.strip() and not line.startswith(("#", "track", "browser"))]
 
 
 def _header(fields: list[str]) -> list[str] | None:
@@ -180,7 +187,7 @@ def _checked(table: pd.DataFrame, source: str) -> pd.DataFrame:
     frame = table.reset_index(drop=True)
     start, end = (_whole(frame, column, source) for column in ("start", "end"))
     chrom = frame["chrom"].astype(object)
-    _complain(frame, chrom.isna().to_numpy(), source, "has no chromosome")
+    _complain(frame, (chrom.isna() | (chrom == "")).to_numpy(), source, "has no chromosome")
     _complain(frame, start < 0, source, "starts below 0")
     _complain(frame, end <= start, source, "does not start below its end: coordinates are 0-based and half-open, so subtract 1 "
               "from the starts of a 1-based table")  # fmt: skip
@@ -191,7 +198,7 @@ def _checked(table: pd.DataFrame, source: str) -> pd.DataFrame:
 def _whole(frame: pd.DataFrame, column: str, source: str) -> np.ndarray:
     number = pd.to_numeric(frame[column], errors="coerce").to_numpy(np.float64, na_value=np.nan)
     _complain(
-        frame, ~np.isfinite(number) | (number != np.floor(number)), source, f"has no whole number as its {column}"
+        frame, ~(np.abs(number) < 2**53) | (number != np.floor(number)), source, f"has no whole number as its {column}"
     )
     return number.astype(np.int64)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -50,21 +51,25 @@ def read_sheet(sheet: Any, *, replicates: Literal["mean"] | None = None) -> list
         raise ValueError(f"replicates must be 'mean', to average files of one experiment, or None; got {replicates!r}")
     table, folder, name = _table(sheet)
     table = table[list(COLUMNS)].map(lambda cell: "" if pd.isna(cell) else str(cell).strip())
+    table = table.reset_index(drop=True)
+    table = table[(table != "").any(axis=1)]
+    if table.empty:
+        raise SheetError(f"{name} has no rows; give one for each bigWig file")
     problems = [
         f"row {i + 1} has no {', '.join(column for column in COLUMNS if not row[column])}"
-        for i, row in enumerate(table.to_dict("records"))
+        for i, row in zip(table.index, table.to_dict("records"), strict=True)
         if not all(row.values())
     ]
     files: dict[tuple[str, str], list[str]] = {}
     for celltype, assay, path in table.itertuples(index=False):
         files.setdefault((celltype, assay), []).append(_located(path, folder))
     for (celltype, assay), paths in files.items():
-        if len(paths) > 1 and replicates is None:
+        if len(set(paths)) < len(paths):
+            problems.append(f"{celltype} {assay} has the same file twice: {max(paths, key=paths.count)}")
+        elif len(paths) > 1 and replicates is None:
             problems.append(
                 f"{celltype} {assay} has {len(paths)} files; average them with replicates='mean', or keep one"
             )
-        elif len(set(paths)) < len(paths):
-            problems.append(f"{celltype} {assay} has the same file twice")
     complain(problems, f"{name} cannot be used")
     return [Track(celltype, assay, tuple(paths)) for (celltype, assay), paths in files.items()]
 
@@ -87,8 +92,9 @@ def _table(sheet: Any) -> tuple[pd.DataFrame, Path, str]:
             f"{name} has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}. A sheet has the columns "
             f"{', '.join(COLUMNS)}, and one row a bigWig file"
         )
-    if table.empty:
-        raise SheetError(f"{name} has no rows; give one for each bigWig file")
+    for column in COLUMNS:
+        if list(table.columns).count(column) > 1:
+            raise SheetError(f"{name} has more than one column {column}; keep one")
     return table, folder, name
 
 
@@ -98,8 +104,17 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         with path.open(encoding="utf-8-sig") as file:
             sep = "\t" if "\t" in file.readline() else ","
-        table = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, pd.errors.EmptyDataError) as error:
+        with warnings.catch_warnings():
+            # Of rows that are longer than the header pandas would drop cells.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SheetError(
+            f"{path} is not UTF-8 text ({error}): save it as UTF-8, e.g. as 'CSV UTF-8' in Excel"
+        ) from None
+    except pd.errors.ParserWarning:
+        raise SheetError(f"{path} has rows with more cells than its first line has columns") from None
+    except (ValueError, OSError, pd.errors.EmptyDataError) as error:
         raise SheetError(f"{path} is no TSV or CSV file: {str(error).strip()}") from None
     return table.rename(columns=str.strip)
 
