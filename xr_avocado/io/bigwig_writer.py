@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from xr_avocado.genome import GenomeBins
-from xr_avocado.io.atomic import replacing
+from xr_avocado.io.atomic import remove, replacing
 from xr_avocado.io.header import BigWigError, check_whole
 from xr_avocado.io.segments import check_axis, segments_of
 
@@ -26,6 +27,10 @@ PIECE = 1 << 20
 """Bins written at a time."""
 BYTES = 6
 """Bytes a bin takes in a file at most, or nearly: 4 of value, which seldom compress to less than 2, and the zoom levels."""
+LARGEST = 9
+"""Bytes a bin's record takes at most: start and value, which do not compress."""
+MARGIN = 1 << 17
+"""Bytes kept free for what libBigWig holds back, and for its index."""
 SHORT = 64
 """Runs of finite values shorter than this, on average, are written with one start a value instead of one block a run."""
 
@@ -102,8 +107,10 @@ def track_writer(path: str | os.PathLike[str], bins: GenomeBins, sizes: Mapping[
         writer = TrackWriter(str(temporary), bins, sizes)
         try:
             yield writer
-        finally:
-            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+        writer.close()
         if not writer.written:
             logger.warning("%s has no finite value to write: the file has chromosomes and no records", os.fspath(path))
         check_whole(temporary)
@@ -115,20 +122,40 @@ class TrackWriter:
     def __init__(self, name: str, bins: GenomeBins, sizes: Mapping[str, int]) -> None:
         import pyBigWig
 
-        self.bins, self.written = bins, 0
-        # libBigWig ends the whole process where it cannot open its file, or fills the disk.
-        _check_writable(Path(name))
-        check_room(Path(name).parent, len(bins))
+        self.bins, self.written, self.path, self.closing = bins, 0, Path(name), MARGIN + 64 * len(sizes)
+        # libBigWig ends the whole process where it cannot open its file, and corrupts memory, or cuts the file, where the disk is full.
+        _check_writable(self.path)
+        check_room(self.path.parent, len(bins))
+        reserve(self.path, self.closing)
         self.handle = pyBigWig.open(name, "w")
         self.handle.addHeader([(str(chrom), int(size)) for chrom, size in sizes.items()])
 
     def close(self) -> None:
-        """Write the index and the zoom levels."""
+        """Write the index and the zoom levels.
+
+        Raises
+        ------
+        BigWigError
+            Where the disk has no room for them.
+        """
+        try:
+            reserve(self.path, self.closing + BYTES * self.written)
+        except BigWigError:
+            self.abandon()
+            raise
         self.handle.close()
+
+    def abandon(self) -> None:
+        """Let go of a file that will not be finished."""
+        # Closing writes, so there must be room: what the file has taken.
+        os.truncate(self.path, 0)
+        with suppress(RuntimeError):
+            self.handle.close()
 
     def add(self, rows: slice, values: np.ndarray) -> None:
         """Add the values of a slice of rows."""
         bins, values = self.bins[rows], _as_float32(values, rows)
+        reserve(self.path, self.closing + LARGEST * len(values))
         size = bins.binsize
         for chrom, start, end, at in segments_of(bins):
             head = at.start + (start % size > 0 or end - start < size)
@@ -166,6 +193,29 @@ def check_room(folder: Path, bins: int) -> None:
         raise BigWigError(
             f"{folder}: {bins:,} bins may need {needed / 1e6:,.0f} MB as bigWig, but the disk has {free / 1e6:,.0f} MB left"
         )
+
+
+def reserve(path: Path, size: int) -> None:
+    """Raise where a disk, or a quota on it, has no room for ``size`` bytes more beside ``path``.
+
+    Raises
+    ------
+    BigWigError
+        It names the folder.
+    """
+    room = path.with_name(f"{path.name}.room")
+    try:
+        with room.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            elif shutil.disk_usage(path.parent).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise BigWigError(
+            f"{path.parent} has no room for {size / 1e6:,.1f} MB more ({error.strerror}): make room, or write to another disk"
+        ) from None
+    finally:
+        remove(room)
 
 
 def _check_writable(path: Path) -> None:

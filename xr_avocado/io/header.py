@@ -88,6 +88,9 @@ def check_whole(path: Path) -> None:
         header = read_header(name, file)
         sizes = read_chromosomes(name, file, header)
         read_index(name, file, header, np.array(list(sizes.values()), np.int64))
+        # The last thing that is written, by this library at least.
+        if read_at(name, file, os.fstat(file.fileno()).st_size - 4, 4) != _BIGWIG.to_bytes(4, "little"):
+            raise BigWigError(f"{name} is truncated: it does not end as it was written")
 
 
 def _check_kind(name: str, head: bytes) -> None:
