@@ -122,7 +122,7 @@ def test_the_layout_is_the_specification_s_own(tmp_path):
     assert group.metadata.zarr_format == 3 and group.metadata.consolidated_metadata is None
     signal = json.loads((tmp_path / "cube.zarr" / "signal" / "zarr.json").read_text())
     blosc = {"typesize": 2, "cname": "zstd", "clevel": 5, "shuffle": "shuffle", "blocksize": 0}
-    assert [codec["name"] for codec in signal["codecs"]] == ["bytes", "blosc"]
+    assert [codec["name"] for codec in signal["codecs"]] == ["bytes", "blosc", "crc32c"]
     assert signal["codecs"][1]["configuration"] == blosc
     assert (signal["data_type"], signal["fill_value"]) == ("float16", "NaN")
     assert group["genome_factors_250bp"].dtype == np.float32

@@ -89,7 +89,7 @@ def check_cube(ds: xr.Dataset, *needs: Hashable) -> xr.Dataset:
         Where a dim, a label or a variable is missing, labels repeat, or the transform is unknown.
     """
     for dim in (CELLTYPE, ASSAY):
-        if dim not in ds.coords:
+        if dim not in ds.coords or ds[dim].dims != (dim,):
             raise CubeError(
                 f"this dataset has no {dim!r} labels, so it is no cube; make one with xr_avocado.build_cube"
             )
@@ -98,11 +98,15 @@ def check_cube(ds: xr.Dataset, *needs: Hashable) -> xr.Dataset:
         raise CubeError(
             f"this dataset has no {OBSERVED!r} variable (celltype x assay, bool: which experiments were run)"
         )
+    for variable, dims in ((OBSERVED, DIMS[:2]), (SIGNAL, DIMS)):
+        if variable in ds and set(ds[variable].dims) != set(dims):
+            own = ", ".join(map(str, ds[variable].dims)) or "no dim"
+            raise CubeError(f"{variable!r} of a cube lies along {', '.join(dims)}; this one lies along {own}")
     for name in needs:
         if name not in ds:
             advice = _MADE_BY.get(str(name)) or f"it has {', '.join(map(str, ds.data_vars))}"
             raise CubeError(f"this cube has no {name!r}; {advice}")
-    if ds.attrs.get("transform", "none") not in TRANSFORMS:
+    if str(ds.attrs.get("transform", "none")) not in TRANSFORMS:
         raise CubeError(f"unknown transform {ds.attrs['transform']!r} in attrs; known are {', '.join(TRANSFORMS)}")
     return ds
 

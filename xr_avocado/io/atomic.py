@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -9,7 +10,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["fitting", "former", "link_tree", "remove", "replacing", "swap_in", "unfinished"]
+from xr_avocado.cube import CubeError
+
+__all__ = ["fitting", "former", "link_tree", "remove", "replacing", "swap_in", "telling", "unfinished"]
+
+
+ADVICE = {
+    errno.ENOSPC: "make room and call again, or write to another disk",
+    errno.EDQUOT: "make room and call again, or write to another disk",
+    errno.EROFS: "write to another place",
+    errno.EACCES: "write to a folder that you may write to",
+    errno.EPERM: "write to a folder that you may write to",
+    errno.EIO: "the disk fails: write to another",
+    errno.EEXIST: "a part of its path is a file: choose another name",
+    errno.ENOTDIR: "a part of its path is a file: choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+"""What to do where a disk does not take what is written, by what it says."""
+
+
+@contextmanager
+def telling(target: Path) -> Iterator[None]:
+    """Turn an error of the disk into one that names what was to be written and says what to do.
+
+    Raises
+    ------
+    CubeError
+        Where the disk is full, read-only, not ours or broken.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in ADVICE:
+            raise
+        raise CubeError(f"{target} cannot be written: {error.strerror}; {ADVICE[error.errno]}") from error
 
 
 @contextmanager

@@ -13,13 +13,23 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from xr_avocado.assembly import assembly_name, chromosome_sizes
-from xr_avocado.cube import ASSAY, CELLTYPE, DIMS, OBSERVED, SIGNAL
+from xr_avocado.cube import ASSAY, CELLTYPE, DIMS, OBSERVED, SIGNAL, CubeError
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of
 from xr_avocado.intervals import as_frame
-from xr_avocado.io.atomic import former, link_tree, remove, swap_in, unfinished
+from xr_avocado.io.atomic import former, link_tree, remove, swap_in, telling, unfinished
 from xr_avocado.io.bigwig import UNCOVERED, Uncovered
-from xr_avocado.io.encoding import PROVENANCE, Precision, array_encoding, json_attrs, precision_of, store_attrs
+from xr_avocado.io.chunks import count_chunks
+from xr_avocado.io.encoding import (
+    PROVENANCE,
+    Precision,
+    array_encoding,
+    json_attrs,
+    label_encoding,
+    precision_of,
+    store_attrs,
+)
+from xr_avocado.io.lock import only_one
 from xr_avocado.io.plan import Plan, check_same_layout, make_plan
 from xr_avocado.io.sheet import SheetError, Track, axis_of, complain, inspect_files, read_sheet
 from xr_avocado.io.workers import run_jobs
@@ -119,22 +129,26 @@ def build_cube(
     precision_of(precision, transform)
     if n_jobs is not None and n_jobs < 1:
         raise ValueError(f"n_jobs must be at least 1; got {n_jobs}")
+    if not isinstance(store, str | os.PathLike) or "://" in str(store):
+        raise CubeError(f"a cube is built in a folder of this machine; got {store!r}")
     target = Path(os.path.abspath(store))
-    _restore(target)
-    check_replaceable(target)
-    sizes = chromosome_sizes(genome)
-    tracks = read_sheet(sheet, replicates=replicates)
-    existing = open_cube(target) if target.exists() else None
-    bins = _axis(tracks, regions, binsize, sizes, existing)
-    attrs = {"genome": assembly_name(genome), "chromsizes": sizes, "transform": transform, "uncovered": uncovered}
-    plan = make_plan(target, tracks, bins, attrs, precision=precision, existing=existing)
-    if plan.new or existing is None:
-        _write_skeleton(plan, existing)
-        _build_tracks(plan, n_jobs or _cores(), progress=progress)
-        _assemble(plan, existing)
-    else:
-        logger.info("%s has all %d tracks of the sheet already", target, len(tracks))
-    return open_cube(target)
+    with only_one(target):
+        _restore(target)
+        check_replaceable(target)
+        sizes = chromosome_sizes(genome)
+        tracks = read_sheet(sheet, replicates=replicates)
+        existing = open_cube(target) if target.exists() else None
+        bins = _axis(tracks, regions, binsize, sizes, existing)
+        attrs = {"genome": assembly_name(genome), "chromsizes": sizes, "transform": transform, "uncovered": uncovered}
+        plan = make_plan(target, tracks, bins, attrs, precision=precision, existing=existing)
+        if plan.new or existing is None:
+            with telling(target):
+                _write_skeleton(plan, existing)
+                _build_tracks(plan, n_jobs or _cores(), progress=progress)
+                _assemble(plan, existing)
+        else:
+            logger.info("%s has all %d tracks of the sheet already", target, len(tracks))
+        return open_cube(target)
 
 
 def _restore(target: Path) -> None:
@@ -192,6 +206,8 @@ def _write_skeleton(plan: Plan, existing: xr.Dataset | None) -> None:
     encoding = {
         SIGNAL: array_encoding(dtype, (1, 1, plan.settings["chunk"])),
         OBSERVED: array_encoding(plan.observed.dtype, plan.observed.shape),
+        CELLTYPE: label_encoding(),
+        ASSAY: label_encoding(),
     }
     ds.to_zarr(skeleton, mode="w-", consolidated=False, zarr_format=3, encoding=encoding, compute=False)
     if existing is not None:
@@ -214,7 +230,7 @@ def _build_tracks(plan: Plan, n_jobs: int, *, progress: bool) -> None:
     done = len(plan.new) - len(failed)
     complain(
         [message for _, message in sorted(failed)],
-        f"{len(failed)} of {len(plan.new)} tracks failed; {done} are done and kept. Mend these files or take them out of the sheet, "
+        f"{len(failed)} of {len(plan.new)} tracks failed; {done} are done and kept. Mend what is told, or take these files out of the sheet, "
         "and call build_cube again: it goes on from here",
     )
 
@@ -228,5 +244,6 @@ def _assemble(plan: Plan, existing: xr.Dataset | None) -> None:
         built = plan.folder(track) / "c" / "0" / "0"
         if built.exists():
             link_tree(built, chunks / str(plan.celltypes.index(track.celltype)) / str(plan.assays.index(track.assay)))
+    count_chunks(skeleton)
     swap_in(skeleton, plan.target)
     remove(plan.staging)

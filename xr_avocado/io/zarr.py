@@ -16,8 +16,10 @@ from xr_avocado.axis import coordinate_names
 from xr_avocado.cube import ASSAY, CELLTYPE, OBSERVED, POSITION, SIGNAL, CubeError, check_cube
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import assign_bins
-from xr_avocado.io.atomic import fitting, replacing, unfinished
+from xr_avocado.io.atomic import fitting, replacing, telling, unfinished
+from xr_avocado.io.chunks import COUNTED, CheckedStore, count_chunks
 from xr_avocado.io.encoding import BINSIZE, FORMAT, PROVENANCE, SEGMENTS, VERSION, Precision, is_position, to_disk
+from xr_avocado.io.lock import only_one
 
 __all__ = ["open_cube", "to_zarr"]
 
@@ -75,21 +77,26 @@ def open_cube(store: Any, *, chunks: Mapping[str, int] | None = None) -> xr.Data
 def _open(store: Any, chunks: Mapping[str, int] | None) -> xr.Dataset:
     if isinstance(store, str | os.PathLike) and "://" not in str(store):
         _check_there(Path(store))
-        store = os.fspath(store)
+        files: Any = CheckedStore(os.path.abspath(store), read_only=True)
+    else:
+        files = store
     try:
-        return xr.open_zarr(store, consolidated=False, chunks={} if chunks is None else dict(chunks))
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        raise CubeError(f"{store} cannot be read as a zarr store: {error}") from None
+        ds = xr.open_zarr(files, consolidated=False, chunks={} if chunks is None else dict(chunks))
+    except Exception as error:
+        raise CubeError(f"{store} cannot be read as a zarr store: {type(error).__name__}: {error}") from error
+    for variable in ds.variables.values():
+        variable.attrs.pop(COUNTED, None)
+    return ds
 
 
 def _check_there(path: Path) -> None:
-    if path.exists():
+    if os.path.exists(path):
         return
-    if unfinished(path).exists():
+    if os.path.exists(unfinished(path)):
         raise CubeError(
             f"the build of {path} has not finished: run the same build_cube again, it goes on where it stopped"
         )
-    if fitting(path).exists():
+    if os.path.exists(fitting(path)):
         raise CubeError(f"the training of {path} has not finished: run the same fit again, it goes on where it stopped")
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
         raise CubeError(
@@ -190,8 +197,9 @@ def to_zarr(
     """
     target = _target(store, overwrite=overwrite)
     plain, encoding = to_disk(check_cube(ds), precision=precision)
-    with replacing(target) as temporary, _bar(target.name, shown=progress):
+    with only_one(target), telling(target), replacing(target) as temporary, _bar(target.name, shown=progress):
         plain.to_zarr(temporary, mode="w-", consolidated=False, zarr_format=3, encoding=encoding)
+        count_chunks(temporary)
     return open_cube(target)
 
 
@@ -199,7 +207,8 @@ def _target(store: str | os.PathLike[str], *, overwrite: bool) -> Path:
     if not isinstance(store, str | os.PathLike) or "://" in str(store):
         raise CubeError(f"a cube is written to a folder of this machine, so that it is whole or absent; got {store!r}")
     path = Path(os.path.abspath(store))
-    if path.exists() and not overwrite:
+    # Not Path.exists(), which raises where a name is too long or a folder may not be looked into.
+    if os.path.exists(path) and not overwrite:
         raise CubeError(f"{path} is there already; give overwrite=True to replace it, or another name")
     check_replaceable(path)
     return path
@@ -207,8 +216,8 @@ def _target(store: str | os.PathLike[str], *, overwrite: bool) -> Path:
 
 def check_replaceable(path: Path) -> None:
     """Raise where something is there that is neither a zarr store nor an empty folder."""
-    is_store = any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))
-    if path.exists() and not is_store and not (path.is_dir() and not any(path.iterdir())):
+    is_store = any(os.path.isfile(path / name) for name in ("zarr.json", ".zgroup", ".zattrs"))
+    if os.path.exists(path) and not is_store and not (path.is_dir() and not any(path.iterdir())):
         raise CubeError(f"{path} is no zarr store, so it is not replaced; choose another name, or remove it yourself")
 
 
