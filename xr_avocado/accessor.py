@@ -12,6 +12,7 @@ import xarray as xr
 from xr_avocado import (
     attribute,
     baselines,
+    calibrate,
     cube,
     embed,
     evaluate,
@@ -19,6 +20,7 @@ from xr_avocado import (
     fit,
     impute,
     index,
+    interval,
     loci,
     normalize,
     qc,
@@ -52,7 +54,8 @@ class AvocadoAccessor:
     """Verbs on a cube of epigenomic signal; each returns a new object, so they chain.
 
     Choose: ``sel`` a region, ``coarsen`` the bins, ``hold_out`` experiments. Model: ``fit``, ``impute`` tracks, ``embed`` bins, cell
-    types and assays, ``average`` activity. Score: ``evaluate`` against truth, ``cross_validate``, ``variable_loci``,
+    types and assays, ``average`` activity. ``calibrate`` its errors, ``interval`` of
+    what is imputed. Score: ``evaluate`` against truth, ``cross_validate``, ``variable_loci``,
     ``relationships`` between marks, ``search`` for settings. Observed tracks: check them with ``qc``, bring them to one scale with
     ``normalize`` (and back with ``denormalize``). Write: ``to_zarr``, ``to_bigwig``,
     ``to_keras``; ``to_anndata`` for scanpy. Look: ``experiments`` that were run, ``bins`` of
@@ -75,6 +78,8 @@ class AvocadoAccessor:
     fit = _verb(fit.fit)
     impute = _verb(impute.impute)
     extend = _verb(extend.extend)
+    calibrate = _verb(calibrate.calibrate)
+    interval = _verb(interval.interval)
     to_anndata = _verb(embed.to_anndata)
     embed = _verb(embed.embed)
     attribution_by_peaks = _verb(attribute.attribution_by_peaks)

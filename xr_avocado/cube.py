@@ -18,6 +18,7 @@ DIMS = (CELLTYPE, ASSAY, POSITION)
 SIGNAL, OBSERVED, AVERAGE = "signal", "observed", "average"
 IMPUTED, IMPUTED_TRACKS = "imputed", "imputed_tracks"
 SUPPORT, SUPPORT_CELLTYPE, SUPPORT_ASSAY = "support", "support_celltype", "support_assay"
+IMPUTED_SD, IMPUTED_LOWER, IMPUTED_UPPER = "imputed_sd", "imputed_lower", "imputed_upper"
 IMPUTATION = (IMPUTED, SUPPORT)
 """What the names of variables that ``impute`` adds start with."""
 CELLTYPE_FACTORS, ASSAY_FACTORS, HISTORY = "celltype_factors", "assay_factors", "history"
@@ -27,6 +28,9 @@ NETWORK = "network_"
 CONTEXT, CONTEXT_MEMBER, CONTEXT_PARAMETER = "context_net", "context_member", "context_parameter"
 CONTEXT_HISTORY = "context_history"
 TRACK_MEAN, TRACK_SPREAD = "track_mean", "track_spread"
+ERROR_QUANTILES, ERROR_RMS, ERROR_FLOOR = "error_quantiles", "error_rms", "error_floor"
+ERROR_LEVEL, ERROR_PROBABILITY = "error_level", "error_probability"
+ERRORS = (ERROR_QUANTILES, ERROR_RMS, ERROR_FLOOR)
 MODEL = (
     NETWORK,
     "genome_factors_",
@@ -37,6 +41,7 @@ MODEL = (
     CONTEXT_HISTORY,
     TRACK_MEAN,
     TRACK_SPREAD,
+    *ERRORS,
 )
 """What the names of a model's variables start with."""
 FITTED = "avocado"

@@ -22,6 +22,8 @@ from xr_avocado.cube import (
     CONTEXT_HISTORY,
     CONTEXT_MEMBER,
     CONTEXT_PARAMETER,
+    ERROR_LEVEL,
+    ERROR_PROBABILITY,
     FITTED,
     HISTORY,
     IMPUTATION,
@@ -340,9 +342,8 @@ def without_parameters(ds: xr.Dataset) -> xr.Dataset:
         for n, c in bare.coords.items()
         if c.dims and not any(set(c.dims) & set(v.dims) for v in bare.data_vars.values())
     ]
-    return bare.drop_vars(
-        [n for n in unused if n in ("epoch", "metric", "context_sample") or POSITION in str(bare[n].dims[0])]
-    )
+    own = ("epoch", "metric", "context_sample", ERROR_LEVEL, ERROR_PROBABILITY)
+    return bare.drop_vars([n for n in unused if n in own or POSITION in str(bare[n].dims[0])])
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

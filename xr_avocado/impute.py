@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -18,11 +19,16 @@ from xr_avocado.cube import (
     CONTEXT,
     CONTEXT_MEMBER,
     CONTEXT_PARAMETER,
+    DIMS,
+    ERROR_LEVEL,
+    ERROR_PROBABILITY,
+    ERROR_QUANTILES,
+    ERRORS,
     FITTED,
     IMPUTED,
+    IMPUTED_SD,
     IMPUTED_TRACKS,
     OBSERVED,
-    POSITION,
     SIGNAL,
     TRACK_MEAN,
     TRACK_SPREAD,
@@ -33,6 +39,7 @@ from xr_avocado.cube import (
     label_rows,
 )
 from xr_avocado.derived import Derived
+from xr_avocado.errors import Errors
 from xr_avocado.joining import check_alike
 from xr_avocado.leave_one_out import LeftOut
 from xr_avocado.predictors import Predictor, predictor_of
@@ -60,6 +67,7 @@ def impute(
     tracks: Iterable[Any] | None = None,
     only_missing: bool = False,
     leave_one_out: bool = False,
+    uncertainty: bool = False,
     model: xr.Dataset | None = None,
     device: str | torch.device | None = None,
 ) -> xr.Dataset:
@@ -87,6 +95,9 @@ def impute(
         Impute each observed track from the others alone, its mean and spread too, which are otherwise its own; to compare it with,
         as in `qc`. Nothing is trained again, so the network's weights have still learnt from the track among the rest, and
         predict it better than one that they never saw: see the Notes.
+    uncertainty
+        Add the lazy layer ``imputed_sd``: the root mean square error to be expected, as `calibrate` measured it on held-out tracks at
+        this level of ``imputed``. For bounds see `interval`.
     model
         A fitted cube whose context term predicts instead, on positions that it may never have seen: train on some regions, impute the
         genome. It reads the observed tracks of ``ds``, with the same bin size and transform, of assays that it knows. Cell types that it
@@ -105,7 +116,7 @@ def impute(
     Raises
     ------
     CubeError
-        Where the cube is not fitted, a label is not on it, ``model`` has no context term or does not fit the cube, or
+        Where the cube is not fitted, or with ``uncertainty`` not calibrated, a label is not on it, ``model`` has no context term or does not fit the cube, or
         ``leave_one_out`` is asked of a model without one.
     GenomeError
         Where positions of the cube were not trained on.
@@ -136,13 +147,36 @@ def impute(
     predictor = predictor_of(fitted, asked, str(device_named(device)))
     array = LazyLayer.of(Derived(predictor, LeftOut(fitted)) if leave_one_out else predictor)
     attrs = {"long_name": "imputed signal", "transform": ds.attrs.get("transform", "none")}
+    sure = deviation(ds, fitted, array, attrs) if uncertainty else {}
     return ds.assign(
         {
-            IMPUTED: ((CELLTYPE, ASSAY, POSITION), array, attrs),
+            IMPUTED: (DIMS, array, attrs),
+            **sure,
             IMPUTED_TRACKS: ((CELLTYPE, ASSAY), asked, {"long_name": "pairs that imputed holds"}),
             **support(fitted),
         }
     )
+
+
+def deviation(ds: xr.Dataset, fitted: xr.Dataset, array: LazyLayer, attrs: dict[str, str]) -> dict[str, Any]:
+    """The layer of errors to be expected, and the tables of another cube's model, which `interval` needs as well."""
+    function = partial(_deviation, errors=Errors.of(fitted))
+    about = {**attrs, "long_name": "error of the imputed signal to be expected (root mean square)"}
+    layer = {IMPUTED_SD: (DIMS, LazyLayer.of(Derived(array.predictor, function)), about)}
+    if fitted is ds:
+        return layer
+    if CONTEXT in ds:
+        raise CubeError(
+            "this cube has a model of its own, and only one model's uncertainty has a place on it: give the cube without its model, "
+            f"ds[['{SIGNAL}', '{OBSERVED}']]"
+        )
+    names = (*ERRORS, ERROR_LEVEL, ERROR_PROBABILITY, TRACK_SPREAD)
+    return layer | {name: fitted[name].variable for name in names}
+
+
+def _deviation(values: np.ndarray, celltype: np.ndarray, assay: np.ndarray, *, errors: Errors) -> np.ndarray:
+    pairs = zip(values, celltype.tolist(), assay.tolist(), strict=True)
+    return np.stack([errors.deviation(track, c, a) for track, c, a in pairs]).astype(np.float32)
 
 
 def with_model(ds: xr.Dataset, model: xr.Dataset) -> xr.Dataset:
@@ -162,8 +196,13 @@ def with_model(ds: xr.Dataset, model: xr.Dataset) -> xr.Dataset:
             "leave these out of the cube, or learn them with .avocado.extend()"
         )
     levels = levels_with(model, ds)
-    own = {name: ((CELLTYPE, ASSAY), levels[name].transpose(CELLTYPE, ASSAY).values) for name in levels.data_vars}
-    bare = ds.drop_vars([CONTEXT, TRACK_MEAN, TRACK_SPREAD], errors="ignore")
+    own: dict[Any, Any] = {
+        name: ((CELLTYPE, ASSAY), levels[name].transpose(CELLTYPE, ASSAY).values) for name in levels.data_vars
+    }
+    if ERROR_QUANTILES in model:
+        by_assay = model[list(ERRORS)].sel(assay=ds[ASSAY].values)
+        own |= {name: by_assay[name].variable for name in (*ERRORS, ERROR_LEVEL, ERROR_PROBABILITY)}
+    bare = ds.drop_vars([*ERRORS, ERROR_LEVEL, ERROR_PROBABILITY, CONTEXT, TRACK_MEAN, TRACK_SPREAD], errors="ignore")
     about = model.attrs[FITTED]
     about = about | {"celltypes": list(dict.fromkeys([*about["celltypes"], *map(str, ds[CELLTYPE].values)]))}
     return bare.assign(own | {CONTEXT: ((CONTEXT_MEMBER, CONTEXT_PARAMETER), model[CONTEXT].values)}).assign_attrs(

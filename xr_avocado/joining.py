@@ -14,13 +14,9 @@ from xr_avocado.cube import (
     ASSAY,
     AVERAGE,
     CELLTYPE,
-    IMPUTED,
-    IMPUTED_TRACKS,
+    IMPUTATION,
     OBSERVED,
     POSITION,
-    SUPPORT,
-    SUPPORT_ASSAY,
-    SUPPORT_CELLTYPE,
     CubeError,
 )
 from xr_avocado.genome import GenomeBins, GenomeError
@@ -85,8 +81,7 @@ def _overlaps(axis: GenomeBins, bins: GenomeBins) -> tuple[np.ndarray, np.ndarra
 
 def without_layers(ds: xr.Dataset) -> xr.Dataset:
     """Drop what was computed from a cube's labels and positions as they were."""
-    layers = (IMPUTED, IMPUTED_TRACKS, AVERAGE, SUPPORT, SUPPORT_CELLTYPE, SUPPORT_ASSAY)
-    return ds.drop_vars(list(layers), errors="ignore")
+    return ds.drop_vars([name for name in ds.data_vars if str(name).startswith((AVERAGE, *IMPUTATION))])
 
 
 def with_labels(ds: xr.Dataset, new: xr.Dataset, dim: str, labels: Sequence[str]) -> xr.Dataset:
