@@ -15,6 +15,7 @@ import xarray as xr
 
 import xr_avocado as xa
 from xr_avocado import datasets
+from xr_avocado.cli import main
 from xr_avocado.cube import CubeError
 from xr_avocado.generations import as_known_to
 from xr_avocado.genome import GenomeError
@@ -22,6 +23,7 @@ from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextNet
 from xr_avocado.model.context_extension import assay_of_parameters, of_assays
 from xr_avocado.model.levels import Levels
+from xr_avocado.model.squared_error import squared_error
 
 FACTORS = {"nodes": 16, "layers": 1, "context": False, "batch": 8_000}
 CONTEXT = {
@@ -621,3 +623,81 @@ def wait_for(condition: Any) -> None:
         if condition():
             return
         time.sleep(0.01)
+
+
+# --- refined ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["factors", "context"])
+def test_refining_moves_everything_from_where_it_was(
+    kind: str, celltypes: xr.Dataset, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(kind)
+    frozen, moved = extended(model, celltypes), extended(model, celltypes, refine=True)
+    for name in (
+        "celltype_factors",
+        "network_weight_0",
+        "genome_factors_25bp",
+        *(["context_net"] if kind == "context" else []),
+    ):
+        step, size = (float(abs(x).mean()) for x in (moved[name] - frozen[name], frozen[name]))
+        assert 0 < step < 0.3 * size, name
+    assert moved.attrs["avocado"]["extended"][0]["refined"]
+    assert moved.attrs["avocado"]["best_epoch"] == model.attrs["avocado"]["best_epoch"]
+    np.testing.assert_array_equal(moved.signal, frozen.signal)
+    assert np.isfinite(imputed(moved)).all()
+
+
+def test_a_refined_model_reads_all_tracks(context: xr.Dataset, celltypes: xr.Dataset) -> None:
+    moved = extended(context, celltypes, refine=True)
+    other = moved.assign(signal=moved.signal.where(moved.celltype != "C5", moved.signal + 1))
+    assert not np.array_equal(imputed(moved)[:4], imputed(other)[:4])
+    frozen = extended(context, celltypes)
+    other = frozen.assign(signal=frozen.signal.where(frozen.celltype != "C5", frozen.signal + 1))
+    np.testing.assert_array_equal(imputed(frozen)[:4], imputed(other)[:4])
+
+
+def test_what_cannot_be_refined_is_told(
+    factors: xr.Dataset, pilot: xr.Dataset, celltypes: xr.Dataset, elsewhere: xr.Dataset
+) -> None:
+    with pytest.raises(CubeError, match="no 'signal'"):
+        extended(factors.drop_vars("signal"), celltypes, refine=True)
+    with pytest.raises(ValueError, match="only_new"):
+        extended(pilot, elsewhere, refine=True, only_new=True)
+    with pytest.raises(CubeError, match="cut to some"):
+        extended(factors.isel(assay=slice(2)), celltypes.isel(assay=slice(2)), refine=True)
+
+
+# --- the command line, and the parts ----------------------------------------------------------------------------------------
+
+
+def test_the_command_extends(
+    tmp_path: Any, context: xr.Dataset, celltypes: xr.Dataset, capsys: pytest.CaptureFixture
+) -> None:
+    for ds, name in ((context, "model.fitted.zarr"), (celltypes, "new.zarr")):
+        ds.avocado.to_zarr(tmp_path / name, precision="float32", progress=False)
+    command = ["extend", str(tmp_path / "model.fitted.zarr"), str(tmp_path / "new.zarr"), "--epochs", "1", "--quiet"]
+    assert main(command) == 0
+    out = tmp_path / "model.fitted.extended.zarr"
+    assert str(out) in capsys.readouterr().out
+    written = xa.open_cube(out)
+    np.testing.assert_allclose(written.signal, extended(context, celltypes).signal, atol=4e-3)
+    np.testing.assert_array_equal(written.celltype_factors, extended(context, celltypes).celltype_factors)
+    assert main(command) == 2 and "--overwrite" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_frozen_layers_pass_the_same_gradient_on() -> None:
+    random = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=random)
+    terms = draw(3, 20, 8).requires_grad_(), draw(3, 2, 8).requires_grad_()
+    truth = draw(3, 20, 2)
+    found = []
+    for learn in (True, False):
+        layers = [draw(8, 8).mul(0) + 0.3, torch.ones(1, 8)], [torch.zeros(8), torch.zeros(1)]
+        for layer in (x for group in layers for x in group):
+            layer.requires_grad_(learn)
+        loss = squared_error(*terms, truth, *layers, piece=1)
+        found.append(torch.autograd.grad(loss, terms))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)

@@ -102,6 +102,35 @@ def fit(a: argparse.Namespace) -> None:
     print(_summary(fitted, store))
 
 
+def extend(a: argparse.Namespace) -> None:
+    """Learn the cell types, assays or positions that a cube has and a fitted one lacks; run again, it goes on where it was stopped."""
+    from xr_avocado import extend as verb
+    from xr_avocado.io.atomic import remove
+    from xr_avocado.io.zarr import check_replaceable, open_cube, to_zarr
+
+    out = Path(a.out) if a.out else _beside(a.fitted, ".extended.zarr")
+    if out.exists() and not a.overwrite:
+        raise CubeError(f"{out} is there already; give --overwrite to replace it, or another name with --out")
+    check_replaceable(out)
+    # The model on its own, so that work can be taken up again; what is written in the end has the signal too.
+    model = out.with_name(f".{out.name}.model")
+    more = verb.extend(
+        open_cube(a.fitted),
+        open_cube(a.cube),
+        epochs=a.epochs,
+        refine=a.refine,
+        only_new=a.only_new,
+        store=model,
+        overwrite=a.overwrite,
+        seed=a.seed,
+        device=a.device,
+        progress=a.progress,
+    )
+    stored = to_zarr(more, out, overwrite=a.overwrite, progress=a.progress)
+    remove(model)
+    print(_summary(stored, out))
+
+
 def search(a: argparse.Namespace) -> None:
     """Try settings of the model on held-out tracks; show the trials, and write the best settings for fit --config."""
     from xr_avocado import plot
@@ -353,6 +382,27 @@ def _fit_options(add: Callable[..., Any]) -> None:
     _device_option(add)
 
 
+def _extend_options(add: Callable[..., Any]) -> None:
+    add("fitted", metavar="FITTED", help="store that fit wrote")
+    add("cube", metavar="CUBE", help="store that build wrote: new cell types, new assays or new positions")
+    add("--out", metavar="STORE", help="folder to write (default: FITTED's name with .extended.zarr)")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace it if it is there, and work towards it that is of another call",
+    )
+    add(
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="passes over the positions (default: 4; new positions: as many as fit kept)",
+    )
+    add("--refine", action="store_true", help="then train everything further, the old with the new")
+    add("--only-new", action="store_true", help="write the new positions alone")
+    add("--seed", type=int, default=0, metavar="N", help="fixes the run (default: 0)")
+    _device_option(add)
+
+
 def _search_options(add: Callable[..., Any]) -> None:
     add("cube", metavar="CUBE", help="store that build wrote")
     add("--trials", type=int, default=20, metavar="N", help="how many in the end (default: 20)")
@@ -441,6 +491,7 @@ _COMMANDS: dict[str, tuple[Run, Callable[[Callable[..., Any]], None]]] = {
     "demo": (demo, _demo_options),
     "build": (build, _build_options),
     "fit": (fit, _fit_options),
+    "extend": (extend, _extend_options),
     "search": (search, _search_options),
     "impute": (impute, _impute_options),
     "embed": (embed, _embed_options),

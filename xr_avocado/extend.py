@@ -38,6 +38,7 @@ from xr_avocado.joining import (
     with_positions,
     without_layers,
 )
+from xr_avocado.refine import check_refinable, refined
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,7 @@ def extend(
     new_cube: xr.Dataset,
     *,
     epochs: int | None = None,
+    refine: bool = False,
     only_new: bool = False,
     store: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
@@ -94,6 +96,9 @@ def extend(
         known labels, all or some; bins that it has are passed over, as are experiments that ``fit`` set aside for validation.
     epochs
         Passes over the positions: by default 4 for labels, and for positions as many as made the model.
+    refine
+        Then train everything further, the old with the new, from where it is: on all tracks, at a tenth of the rates, for as many epochs as
+        ``epochs`` says. Nothing is bit for bit what it was, and every pair is predicted from all tracks. Memory is that of ``fit``.
     only_new
         Give back the new positions alone, not joined to the model's.
     store
@@ -158,6 +163,8 @@ def extend(
     if dim is None:
         _tell_passed_over(ds, new_cube)
         return ds
+    if refine:
+        check_refinable(ds, only_new=only_new)
     if dim != POSITION and (only_new or client is not None):
         raise ValueError(f"only_new and client are for new positions; what is new is {dim} {', '.join(labels[:5])}")
     training = Training(epochs or _epochs(ds, dim), seed, device_named(device), progress)
@@ -168,7 +175,7 @@ def extend(
         if not only_new:
             joined_axes(ds, new_cube)
     tracks = _tracks(ds, new_cube, dim, labels)
-    about = _provenance(ds, new_cube, dim, labels, tracks, training)
+    about = _provenance(ds, new_cube, dim, labels, tracks, training, refine=refine)
     joined = _joined(ds, new_cube, dim, labels, only_new=only_new)
     kept = None if store is None else FitStore(store, about, minutes=CHECKPOINT_MINUTES, overwrite=overwrite)
     if kept is not None and kept.finished is not None:
@@ -178,7 +185,10 @@ def extend(
         model = on_positions(ds, learnt) if only_new else with_positions(ds, learnt)
     else:
         model = learn_labels(ds, new_cube, dim, labels, tracks, training)
-    model = model.drop_vars(SIGNAL, errors="ignore").assign_attrs({FITTED: about})
+    model = model.assign_attrs({FITTED: about})
+    if refine:
+        model = refined(_with_signal(model, joined), training, kept)
+    model = model.drop_vars(SIGNAL, errors="ignore")
     if kept is not None:
         model = kept.write(model, interrupted=False, progress=progress)
     return _with_signal(model, joined)
@@ -239,14 +249,21 @@ def _tracks(ds: xr.Dataset, new_cube: xr.Dataset, dim: str, labels: list[str]) -
 
 
 def _provenance(
-    ds: xr.Dataset, new_cube: xr.Dataset, dim: str, labels: list[str], tracks: list[Experiment], training: Training
+    ds: xr.Dataset,
+    new_cube: xr.Dataset,
+    dim: str,
+    labels: list[str],
+    tracks: list[Experiment],
+    training: Training,
+    *,
+    refine: bool,
 ) -> dict[str, Any]:
     """Say what was learnt from what, beside what the model was made of."""
     from xr_avocado import __version__
 
     about = ds.attrs[FITTED]
     pairs = [list(pair) for pair in tracks]
-    entry = {"axis": dim, "labels": [] if dim == POSITION else labels, "tracks": pairs, "refined": False}
+    entry = {"axis": dim, "labels": [] if dim == POSITION else labels, "tracks": pairs, "refined": refine}
     entry |= {"epochs": training.epochs, "seed": training.seed, "version": __version__}
     entry["cube"] = identity(new_cube, tracks)
     names = {} if dim == POSITION else {plural(dim): list(dict.fromkeys([*about[plural(dim)], *labels]))}

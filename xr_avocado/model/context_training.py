@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import vector_to_parameters
 from tqdm.auto import tqdm
 
 from xr_avocado.io.checkpoint import Checkpoint, Saved
@@ -112,6 +114,7 @@ def train_context(
     seed: int = 0,
     progress: bool = True,
     checkpoint: Checkpoint | None = None,
+    start: Sequence[Tensor] = (),
 ) -> TrainedContext:
     """Train the context term on a panel; memory as ``ContextSampler`` plus a batch's activations.
 
@@ -129,11 +132,13 @@ def train_context(
         Show a bar.
     checkpoint
         Where to keep how far it is; what it holds is gone on with, on the CPU bit for bit.
+    start
+        Parameters of each member, one after the other, to begin with instead of random ones.
     """
     cuda = [panel.values.device] if panel.values.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
-        run = _Run(panel, config, labels, torch.Generator().manual_seed(seed))
+        run = _Run(panel, config, labels, torch.Generator().manual_seed(seed), start)
         if checkpoint is not None and (saved := checkpoint.load()) is not None:
             run.restore(saved)
         return _train(run, checkpoint, progress=progress)
@@ -142,8 +147,10 @@ def train_context(
 class _Run:
     """State of training all members, one after the other."""
 
-    def __init__(self, panel: Panel, config: Config, labels: tuple[int, int], generator: torch.Generator) -> None:
-        self.config, self.device = config, panel.device
+    def __init__(
+        self, panel: Panel, config: Config, labels: tuple[int, int], generator: torch.Generator, start: Sequence[Tensor] = ()
+    ) -> None:  # fmt: skip
+        self.config, self.device, self.start = config, panel.device, start
         self.levels = Levels.of(panel, labels)
         # The sampler works where the values are: on the host, where they do not fit the device.
         at = panel.values.device
@@ -168,6 +175,8 @@ class _Run:
     def begin(self) -> None:
         """Begin a member."""
         net = ContextNet(self.config, self.levels, generator=self.sampler.random).to(self.device)
+        if self.start:
+            vector_to_parameters(self.start[len(self.members)].to(self.device), net.parameters())
         rate, decay = self.config.context_learning_rate, self.config.context_decay
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay)
         self.members.append(net)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
+from torch.nn import functional
 from tqdm.auto import tqdm
 
 from xr_avocado.io.checkpoint import Checkpoint
@@ -16,6 +16,7 @@ from xr_avocado.model.average import AverageActivity
 from xr_avocado.model.network import AvocadoNet
 from xr_avocado.model.optimizer import BlockTable
 from xr_avocado.model.sampling import Batch, Panel, batches
+from xr_avocado.model.squared_error import piece_of, squared_error
 from xr_avocado.model.state import as_arrays, named, under
 
 __all__ = ["learn_blocks", "learn_rows"]
@@ -73,18 +74,17 @@ def learn_rows(
     rows = mean.expand(len(table) - known, -1).clone().requires_grad_()
     optimizer = torch.optim.Adam([rows], lr=RATE)
     random = torch.Generator().manual_seed(seed)
-    steps = -(-panel.n_blocks // max(1, BATCH // (panel.values.shape[2] * _tracks(net, panel))))
+    steps = -(-panel.n_blocks // panel.blocks_a_step(net.config.tracks_per_position, BATCH))
     with tqdm(total=epochs * steps, desc=f"extend {axis}", unit="step", disable=not progress) as bar:
         for epoch in range(epochs):
-            drawn = batches(panel, tracks_per_position=_tracks(net, panel), batch=BATCH, generator=random)
+            drawn = batches(panel, tracks_per_position=net.config.tracks_per_position, batch=BATCH, generator=random)
             for i, batch in enumerate(drawn):
                 done = (epoch * steps + i) / (epochs * steps)
                 optimizer.param_groups[0]["lr"] = RATE * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
-                celltype, assay = panel.celltype[batch.tracks], panel.assay[batch.tracks]
-                factors = [values[batch.blocks] for values in genome]
-                tables = {name: torch.cat([table[:known], rows])}
-                predicted = functional_call(net, tables, (factors, celltype, assay))
-                loss = _loss(predicted, batch, panel, average)
+                celltype, assay = _labels(panel, batch)
+                term = net.genome_term([values[batch.blocks.to(panel.device)] for values in genome])
+                tables = {**dict(net.named_parameters()), name: torch.cat([table[:known], rows])}
+                loss = _loss(net, term, _track_term(net, tables, celltype, assay), batch, panel, average)
                 loss = loss + PRIOR * ((rows - mean) / spread).square().mean()
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -131,7 +131,7 @@ def learn_blocks(
         start = (
             torch.rand(panel.n_blocks, config.block // scale, factors, generator=random) * 2 - 1
         ) * config.factor_scale
-        genome.append(BlockTable(start.to(panel.values.device), decay=config.genome_decay))
+        genome.append(BlockTable(start.to(panel.device), decay=config.genome_decay))
     done = 0
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         done = saved.state["epochs"]
@@ -142,13 +142,15 @@ def learn_blocks(
     # Where nothing was measured there is nothing to learn.
     for number in range(done, epochs if len(panel.values) else 0):
         rate = config.genome_learning_rate * (0.02 + 0.49 * (1 + math.cos(math.pi * number / epochs)))
-        drawn = batches(panel, tracks_per_position=_tracks(net, panel), batch=config.batch, generator=random)
+        drawn = batches(panel, tracks_per_position=net.config.tracks_per_position, batch=config.batch, generator=random)
         for batch in drawn:
-            rows = [table.read(batch.blocks) for table in genome]
-            celltype, assay = panel.celltype[batch.tracks], panel.assay[batch.tracks]
-            _loss(net(rows, celltype, assay), batch, panel, average).backward()
+            blocks = batch.blocks.to(panel.device)
+            rows = [table.read(blocks) for table in genome]
+            with torch.autocast(panel.device.type, _dtype(panel.device), enabled=_dtype(panel.device) != torch.float32):
+                term, track = net.genome_term(rows), net.track_term(*_labels(panel, batch))
+            _loss(net, term, track, batch, panel, average).backward()
             for table, leaf in zip(genome, rows, strict=True):
-                table.step(batch.blocks, leaf, rate=rate, visit=number + 1)
+                table.step(blocks, leaf, rate=rate, visit=number + 1)
             report(len(batch.blocks))
         if checkpoint is not None and checkpoint.due and number + 1 < epochs:
             tensors = {"random": random.get_state()}
@@ -158,18 +160,38 @@ def learn_blocks(
     return [table.values for table in genome]
 
 
-def _loss(predicted: Tensor, batch: Batch, panel: Panel, average: AverageActivity | None) -> Tensor:
-    """Mean squared error of a batch, where there is a value."""
-    if average is not None:
-        predicted = predicted + average(batch.blocks, panel.celltype[batch.tracks], panel.assay[batch.tracks])
+def _loss(
+    net: AvocadoNet, genome: Tensor, track: Tensor, batch: Batch, panel: Panel, average: AverageActivity | None
+) -> Tensor:
+    """Mean squared error of a batch, where there is a value, from its shares of the first layer."""
     truth = panel.take(batch.blocks, batch.tracks)
-    there = ~truth.isnan()
-    error = torch.where(there, predicted - truth.nan_to_num(), 0.0)
-    return error.square().sum() / there.sum().clamp(min=1)
+    if average is not None:
+        truth = truth - average(batch.blocks, *_labels(panel, batch))
+    n_blocks, bins, k = truth.shape
+    piece = piece_of(n_blocks, bins * k, net.config.nodes, panel.device)
+    layers = list(net.weights[1:]), list(net.biases[1:])
+    total = squared_error(genome, track, truth, *layers, piece=piece, dtype=_dtype(panel.device))
+    return total / (~truth.isnan()).sum().clamp(min=1)
 
 
-def _tracks(net: AvocadoNet, panel: Panel) -> int:
-    return min(net.config.tracks_per_position, len(panel.values))
+def _track_term(net: AvocadoNet, tables: Mapping[str, Tensor], celltype: Tensor, assay: Tensor) -> Tensor:
+    """As the network's own, with other tables of factors."""
+    weights = net.weights[0].split(
+        [net.config.celltype_factors, net.config.assay_factors, sum(net.config.genome_factors)], 1
+    )
+    by_celltype = functional.linear(tables["celltype_factors"], weights[0])
+    return by_celltype[celltype] + functional.linear(tables["assay_factors"], weights[1])[assay]
+
+
+def _labels(panel: Panel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cell types and assays of the tracks of a batch: blocks x k."""
+    tracks = batch.tracks.to(panel.device)
+    return panel.celltype[tracks], panel.assay[tracks]
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    """Of activations and products: half the bits where that is faster, as in training."""
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def _spread(known: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def squared_error(
     truth
         Blocks x bins x k.
     weights, biases
-        Of the layers after the first.
+        Of the layers after the first; no gradient is computed for them where none of them takes one.
     piece
         Blocks that go forward and back together; the result does not depend on it.
     dropout
@@ -67,19 +67,21 @@ class _SquaredError(torch.autograd.Function):
         piece, dropout, dtype = how
         weights = [w.to(dtype) for w in layers[: len(layers) // 2]]
         biases = [b.to(dtype) for b in layers[len(layers) // 2 :]]
-        kept = torch.empty_like(genome), torch.empty_like(track), *map(torch.zeros_like, layers)
+        # Frozen layers take no gradient, which is a third of the work.
+        learnt = layers if any(ctx.needs_input_grad[4:]) else ()
+        kept = torch.empty_like(genome), torch.empty_like(track), *map(torch.zeros_like, learnt)
         total = genome.new_zeros(())
         for first in range(0, len(genome), piece):
             part = slice(first, first + piece)
             terms = genome[part], track[part], truth[part]
             total += _piece(terms, weights, biases, dropout, (kept[0][part], kept[1][part], *kept[2:]))
-        ctx.kept = kept
+        ctx.kept, ctx.frozen = kept, len(layers) - len(learnt)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         genome, track, *layers = (kept.mul_(grads[0]) for kept in ctx.kept)
-        return genome, track, None, None, *layers
+        return genome, track, None, None, *layers, *[None] * ctx.frozen
 
 
 def _piece(
@@ -96,13 +98,15 @@ def _piece(
     asked = truth.flatten()
     error = torch.where(asked.isnan(), 0.0, (hidden[-1].mv(weights[-1][0]) + biases[-1]).to(asked.dtype) - asked)
     slope = (2 * error).to(hidden[-1].dtype)
-    of_weights[-1][0] += hidden[-1].T.mv(slope)
-    of_biases[-1] += slope.sum(dtype=asked.dtype)
+    if of_layers:
+        of_weights[-1][0] += hidden[-1].T.mv(slope)
+        of_biases[-1] += slope.sum(dtype=asked.dtype)
     back = slope[:, None] * weights[-1]
     for i in range(len(weights) - 1, 0, -1):
         _through(back, hidden[i], dropout)
-        of_weights[i - 1] += back.T @ hidden[i - 1]
-        of_biases[i - 1] += back.sum(0, dtype=asked.dtype)
+        if of_layers:
+            of_weights[i - 1] += back.T @ hidden[i - 1]
+            of_biases[i - 1] += back.sum(0, dtype=asked.dtype)
         back = back @ weights[i - 1]
     _through(back, hidden[0], dropout)
     back = back.view(*truth.shape, -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -108,6 +108,12 @@ class Trainer:
         # Of the epoch in training: the generator's state when it began, and the errors of the batches that are done.
         self.began = self.random.get_state()
         self.losses: list[Tensor] = []
+
+    def start_from(self, network: Mapping[str, Tensor], genome: Iterable[Tensor]) -> None:
+        """Begin with parameters that were trained before: of the network by name, of the genome for each scale."""
+        self.net.load_state_dict(network)
+        for table, values in zip(self.genome, genome, strict=True):
+            table.values.copy_(values)
 
     def _new_table(self, scale: int, factors: int) -> BlockTable:
         shape = (self.panel.n_blocks, self.config.block // scale, factors)
@@ -250,6 +256,7 @@ def train(
     seed: int = 0,
     progress: bool = True,
     checkpoint: Checkpoint | None = None,
+    start: tuple[Mapping[str, Tensor], Iterable[Tensor]] | None = None,
 ) -> Trained:
     """Train a model on a panel; the epoch with the lowest validation error (the last one, without validation) is what comes back.
 
@@ -267,6 +274,8 @@ def train(
         Show a bar.
     checkpoint
         Where to keep how far it is; what it holds is gone on with, on the CPU bit for bit.
+    start
+        Parameters to begin with, as `Trainer.start_from` takes them, instead of random ones.
 
     Notes
     -----
@@ -275,7 +284,10 @@ def train(
     """
     with torch.random.fork_rng(devices=[panel.values.device] if panel.values.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        run = _Run(Trainer(panel, validation, config, labels, seed=seed), checkpoint)
+        trainer = Trainer(panel, validation, config, labels, seed=seed)
+        if start is not None:
+            trainer.start_from(*start)
+        run = _Run(trainer, checkpoint)
         return run.train(progress=progress)
 
 
