@@ -81,9 +81,9 @@ def cross_validate(
         What to keep in one fold: None for nothing, as in the paper; ``"chromosome"``; ``"ends"`` for pairs that share an end, directly or
         through other pairs; or a label a row. Inner folds keep it too.
     convention
-        ``"paper"``: what the versions of then did (xgboost 0.7: exact splits, base score 0.5, predictions with all trees grown;
-        scikit-learn 0.19: columns as they are, C chosen by accuracy). ``"today"``: splits by histograms, a base score from the labels,
-        predictions with the best round; columns at unit variance, C chosen by average precision. The rate is 0.1 in both.
+        ``"paper"``: what the versions of then did (xgboost 0.7: rate 0.1, exact splits, base score 0.5, predictions with all
+        trees grown; scikit-learn 0.19: columns as they are, C chosen by accuracy). ``"today"``: xgboost's defaults and the best round;
+        columns at unit variance, C chosen by average precision.
     seed
         Fixes the folds.
     n_jobs
