@@ -281,3 +281,42 @@ def test_what_uncertainty_needs_is_said(trained: xr.Dataset, calibrated: xr.Data
         trained.avocado.calibrate(effort=0)
     with pytest.raises(CubeError, match="fit"):
         trained[["signal", "observed"]].avocado.calibrate()
+
+
+def test_evaluate_scores_intervals(calibrated: xr.Dataset, truth: xr.Dataset) -> None:
+    """Coverage, width and interval score as they are by hand, in the space asked for; NaN for baselines."""
+    pair = {"celltype": "C1", "assay": "H3K4me1"}
+    full = calibrated.avocado.impute()
+    bounds = full.avocado.interval(0.8).sel(pair)
+    y, lower, upper = truth.signal.sel(pair).values, bounds.imputed_lower.values, bounds.imputed_upper.values
+    for space in ("arcsinh", "signal"):
+        table = full.avocado.evaluate(truth, measures=["mse"], levels=[0.8], space=space, progress=False)
+        assert list(table.columns[-3:]) == ["coverage80", "width80", "score80"]
+        assert table[table.method == "average"][["coverage80", "width80", "score80"]].isna().all(axis=None)
+        row = table[table.method == "imputed"].iloc[0]
+        t, low, high = (x if space == "arcsinh" else np.sinh(x.astype(float)) for x in (y, lower, upper))
+        missed = np.where(t < low, low - t, np.where(t > high, t - high, 0))
+        assert row.coverage80 == pytest.approx(np.mean((t >= low) & (t <= high)), abs=2e-3)
+        assert row.width80 == pytest.approx(np.mean(high - low), rel=1e-3)
+        assert row.score80 == pytest.approx(np.mean(high - low + 10 * missed), rel=1e-3)
+
+
+def test_evaluate_scores_intervals_where_there_are_any(
+    calibrated: xr.Dataset, trained: xr.Dataset, truth: xr.Dataset
+) -> None:
+    options = {"measures": ["mse"], "progress": False}
+    own = calibrated.avocado.impute().avocado.evaluate(truth, bootstraps=3, **options)
+    assert list(own.columns[-9::3]) == ["coverage50", "coverage80", "coverage95"]
+    imputed = own[own.method == "imputed"]
+    assert imputed.width95.nunique() == 3 and (imputed.width95 > imputed.width50).all()
+    plain = trained.avocado.impute()
+    assert plain.avocado.evaluate(truth, **options).columns[-1] == "mse"
+    with pytest.raises(CubeError, match="calibrate"):
+        plain.avocado.evaluate(truth, levels=[0.8], **options)
+
+
+def test_cross_validation_calibrates_each_fold_for_intervals(truth: xr.Dataset) -> None:
+    table = truth.avocado.cross_validate(
+        [[("C1", "H3K4me1"), ("C2", "DNase")]], fit={"config": QUICK}, levels=[0.9], measures=["mse"], progress=False
+    )
+    assert table[table.method == "imputed"].coverage90.between(0.5, 1).all()

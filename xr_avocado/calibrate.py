@@ -107,6 +107,20 @@ def calibrate(
     >>> bool((here.imputed_lower <= here.imputed_upper).all())
     True
     """
+    found = held_out(ds, folds, effort=effort, seed=seed, device=device, progress=progress)
+    return with_errors(ds, found)
+
+
+def held_out(
+    ds: xr.Dataset,
+    folds: Any = None,
+    *,
+    effort: float,
+    seed: int,
+    device: str | torch.device | None,
+    progress: bool,
+) -> HeldOut:
+    """Predict the observed tracks by context terms that have not seen them; parameters and errors are those of `calibrate`."""
     from xr_avocado.model.config import Config
     from xr_avocado.model.held_out import predict_held_out
     from xr_avocado.model.training import device_named
@@ -119,20 +133,17 @@ def calibrate(
         )
     if not effort > 0:
         raise ValueError(f"effort is a share of the samples that fit takes, above 0; got {effort!r}")
-    config = Config.from_attrs(ds.attrs[FITTED]["config"])
     tracks = experiments(ds)
     chosen = even_folds(ds, seed=seed) if folds is None else folds_of(ds, folds, seed=seed)
-    held = [[tracks.index(track) for track in fold] for fold in chosen]
+    rows = [[tracks.index(track) for track in fold] for fold in chosen]
+    config = Config.from_attrs(ds.attrs[FITTED]["config"])
     panel = load_panel(ds, tracks, Layout.of(bins_of(ds), config), config, device_named(device))
-    samples = (
-        config.epochs * min(config.context_samples, panel.values[0].numel() * len(tracks)) * config.context_members
-    )
+    samples = config.epochs * config.context_members * min(config.context_samples, panel.values.numel())
     config = config.updated(
-        {"epochs": 1, "context_members": 1, "context_samples": max(1, round(effort * samples / len(held)))}
+        {"epochs": 1, "context_members": 1, "context_samples": max(1, round(effort * samples / len(rows)))}
     )
-    labels = ds.sizes[CELLTYPE], ds.sizes[ASSAY]
-    bins = min(BINS, ds.sizes[POSITION])
-    return with_errors(ds, predict_held_out(panel, held, config, labels, bins=bins, seed=seed, progress=progress))
+    labels, bins = (ds.sizes[CELLTYPE], ds.sizes[ASSAY]), min(BINS, ds.sizes[POSITION])
+    return predict_held_out(panel, rows, config, labels, bins=bins, seed=seed, progress=progress)
 
 
 def even_folds(ds: xr.Dataset, *, seed: int) -> list[list[Experiment]]:
@@ -149,7 +160,7 @@ def even_folds(ds: xr.Dataset, *, seed: int) -> list[list[Experiment]]:
 
 
 def with_errors(ds: xr.Dataset, found: HeldOut) -> xr.Dataset:
-    """Put tables of the errors of held-out tracks on a cube."""
+    """Put tables of the errors of tracks that were held out on a cube."""
     known, floor, usual = ~np.isnan(found.truth), float(np.nanmin(found.truth)), float(np.median(found.spread))
     table = ErrorTable.of(
         found.predicted,

@@ -15,6 +15,7 @@ from xr_avocado.annotations import Marks
 from xr_avocado.cube import (
     ASSAY,
     CELLTYPE,
+    ERROR_QUANTILES,
     FITTED,
     IMPUTED,
     OBSERVED,
@@ -27,6 +28,7 @@ from xr_avocado.cube import (
 )
 from xr_avocado.folds import folds_of
 from xr_avocado.impute import computed_together
+from xr_avocado.interval_scores import LEVELS, IntervalScores
 from xr_avocado.measures import *  # noqa: F403
 from xr_avocado.measures import CONVENTIONS, MEASURES, Convention, check_measures, scores_of
 from xr_avocado.methods import (
@@ -63,6 +65,7 @@ def evaluate(
     annotations: Mapping[str, Any] | None = None,
     space: Space = "arcsinh",
     measures: Sequence[str] | None = None,
+    levels: Sequence[float] | None = None,
     convention: Convention = "avocado",
     bootstraps: int = 0,
     seed: int = 0,
@@ -102,6 +105,9 @@ def evaluate(
         ``"arcsinh"`` or ``"signal"`` (the track's own units, -log10 p as a rule): what the scores are computed on.
     measures
         Names among ``measures.MEASURES``; by default all.
+    levels
+        Shares of the truth that intervals of ``imputed`` should hold (see `interval`), to be scored as well: by default 0.5, 0.8 and 0.95
+        where the cube is calibrated, else none.
     convention
         ``"avocado"``, ``"challenge"`` or ``"chromimpute"``: how ties, NaN and annotations are counted, see
         `xr_avocado.measures`.
@@ -116,7 +122,9 @@ def evaluate(
     Returns
     -------
     A frame of celltype, assay, method, space, observed (the track was there for the method to see),
-    trained (the model was fitted to it), bins (that were scored), and one column a measure, NaN where it is undefined.
+    trained (the model was fitted to it), bins (that were scored), one column a measure, NaN where it is undefined, and for each level
+    ``coverage80`` (share of the truth in the interval), ``width80`` (mean width) and ``score80`` (interval score: the width, plus
+    2 / (1 - level) times how far the truth lies outside; lower is better), in the space that is scored; NaN but for ``imputed``.
 
     Raises
     ------
@@ -137,6 +145,8 @@ def evaluate(
     ['mse', 'gwcorr']
     """
     scorer = Scorer(check_measures(measures), space, convention, bootstraps, seed)
+    asked = (LEVELS if ERROR_QUANTILES in ds else ()) if levels is None else tuple(levels)
+    intervals = IntervalScores(ds, asked, space) if asked else None
     true_cube = check_cube(ds if truth is None else truth, SIGNAL)
     pairs = tracks_to_score(ds, true_cube, tracks)
     sources = sources_of(ds, methods)
@@ -154,13 +164,16 @@ def evaluate(
             for method, sample, scores in scorer.scores(y, values, given):
                 about = {"method": method, "space": space, OBSERVED: was_observed(ds, pair)}
                 about["trained"] = pair in fitted_to and sources[method] is IMPUTED
+                if intervals is not None and sources[method] == IMPUTED:
+                    scores |= intervals.of(pair, y.values, values[method], scorer.kept(sample, len(y)))
                 rows.append({**pair._asdict(), **about, "bootstrap": sample, **scores})
                 bar.update(int(sample == max(0, bootstraps - 1)))
             # The files of a long track go before those of the next one come.
             del y, values
     order = {(celltype, assay): i for i, (celltype, assay) in enumerate(pairs)}
     rows.sort(key=lambda row: (order[row[CELLTYPE], row[ASSAY]], list(sources).index(row["method"])))
-    return pd.DataFrame(rows, columns=[CELLTYPE, ASSAY, "method", "space", OBSERVED, "trained", *scorer.columns])
+    columns = [CELLTYPE, ASSAY, "method", "space", OBSERVED, "trained", *scorer.columns]
+    return pd.DataFrame(rows, columns=[*columns, *IntervalScores.columns(asked)])
 
 
 class Scorer:
@@ -192,13 +205,15 @@ class Scorer:
     ) -> Iterator[tuple[str, int, dict[str, Any]]]:
         """Score each method's prediction of a track once, or once a bootstrap: method, bootstrap and scores."""
         for sample in range(max(1, self.bootstraps)):
-            keep = self._without(sample, len(y)) if self.bootstraps else None
+            keep = self.kept(sample, len(y))
             for method, p in predictions.items():
                 pair = Pair(y, p, convention=self.convention, keep=keep)
                 yield method, sample, {"bins": len(pair), **scores_of(pair, self.measures, given)}
 
-    def _without(self, part: int, n: int) -> np.ndarray:
-        """Mark the bins outside a part."""
+    def kept(self, part: int, n: int) -> np.ndarray | None:
+        """Mark the bins outside a part; None, for all, where there are no bootstraps."""
+        if not self.bootstraps:
+            return None
         if self._parts is None:
             self._parts = _random_parts(n, self.bootstraps, self.seed)
         keep = empty(n, bool)
@@ -288,7 +303,7 @@ def cross_validate(
     progress
         Show progress bars: one over folds, and those of each fit.
     **options
-        Passed on to `evaluate`: annotations, space, measures, convention, bootstraps.
+        Passed on to `evaluate`: annotations, space, measures, levels (each fold is then calibrated as well), convention, bootstraps.
 
     Returns
     -------
@@ -307,6 +322,7 @@ def cross_validate(
     >>> table.groupby("fold").size().tolist()
     [8, 8, 8]
     """
+    from xr_avocado.calibrate import calibrate
     from xr_avocado.fit import fit as train
     from xr_avocado.impute import impute
 
@@ -315,7 +331,9 @@ def cross_validate(
     for i, tracks in enumerate(tqdm(folds_of(ds, folds, seed=seed), desc="folds", disable=not progress), 1):
         held = hold_out(ds, tracks)
         if IMPUTED in sources.values():
-            held = impute(train(held, **{"seed": seed, "progress": progress, **(fit or {})}), tracks=tracks)
+            held = train(held, **{"seed": seed, "progress": progress, **(fit or {})})
+            held = calibrate(held, seed=seed, progress=progress) if options.get("levels") else held
+            held = impute(held, tracks=tracks)
         table = evaluate(held, ds, tracks=tracks, methods=sources, seed=seed, progress=False, **options)
         table.insert(0, "fold", i)
         tables.append(table)

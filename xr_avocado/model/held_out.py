@@ -73,9 +73,8 @@ def predict_held_out(
     """
     parts = []
     for i, fold in enumerate(tqdm(folds, desc="calibrate", unit="fold", disable=not progress)):
-        held = torch.zeros(len(panel.values), dtype=torch.bool, device=panel.values.device)
-        held[list(fold)] = True
-        aside, rest = (Panel(panel.values[at], panel.celltype[at], panel.assay[at]) for at in (held, ~held))
+        others = sorted(set(range(len(panel.values))) - set(fold))
+        aside, rest = (Panel(panel.values[at], panel.celltype[at], panel.assay[at]) for at in (list(fold), others))
         trained = train_context(rest, config, labels, seed=seed + i, progress=False)
         if trained.interrupted:
             raise KeyboardInterrupt
@@ -87,7 +86,7 @@ def predict_held_out(
 @torch.inference_mode()
 def _predict(net: ContextNet, sampler: ContextSampler, aside: Panel, bins: int) -> HeldOut:
     """Predict all tracks set aside at bins that the sampler draws."""
-    rows = torch.arange(sampler.labels[0], device=aside.values.device)
+    rows = torch.arange(sampler.labels[0], device=aside.device)
     slots, weight = sampler.draw(bins)
     predicted = torch.empty(len(aside.values), bins)
     step = max(32, VALUES // (sampler.labels[0] * sampler.labels[1]))
