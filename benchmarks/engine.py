@@ -5,7 +5,8 @@ and of a copy, then the samples (position x track) a second that a training step
 nodes; 25, 40 and 45 genome factors) and at a small one (1 x 64). A sample's useful work is the layers above the first, 3 times
 2 x nodes^2 FLOP in training and once to predict, and its share of the first layer's genome term. The limit is the slower of that work at
 the matmul rate and of one write and one read of each layer's activations (in training, three of each) at the copy bandwidth. The ratio is what was
-reached over that limit; 1 is the hardware's.
+reached over that limit; 1 is the hardware's, unless activations stay in the processor's cache. Beside training stands the same step with torch's own
+gradient of the whole batch ("train, plain"). On a CPU seconds are the process's own.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from xr_avocado.model.config import PRESETS, Config
 from xr_avocado.model.prediction import predict_positions
@@ -35,20 +39,20 @@ SECONDS = 3.0
 
 
 def rate(call: Callable[[], object], device: torch.device) -> float:
-    """Calls a second, over some seconds, after one to warm up."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
+    """Calls a second, over some seconds, after one to warm up; on the CPU of the process's own time, whatever else the machine does."""
+    cuda = device.type == "cuda"
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    wait = torch.cuda.synchronize if cuda else lambda: None
     call()
     wait()
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < SECONDS:
-        call()
-        count += 1
+    start, count = clock(), 0
+    while clock() - start < SECONDS:
+        # On a GPU several at a time, so that the next is launched while one runs.
+        for _ in range(8 if cuda else 1):
+            call()
+            count += 1
         wait()
-    return count / (time.perf_counter() - start)
+    return count / (clock() - start)
 
 
 def machine(device: torch.device) -> tuple[float, float]:
@@ -67,23 +71,35 @@ def panel_of(config: Config, n_blocks: int, device: torch.device) -> Panel:
     return Panel(values, index % 6, index // 6)
 
 
-def training(config: Config, device: torch.device) -> float:
-    """Samples a second of training steps."""
+def training(config: Config, device: torch.device, *, plain: bool = False) -> float:
+    """Samples a second of training steps; ``plain``: with torch's own gradient of the whole batch, as a baseline."""
     trainer = Trainer(panel_of(config, 200, device), None, config, (6, 4), seed=0)
     trainer.net.train()
-    drawn = list(
-        batches(
-            trainer.panel,
-            tracks_per_position=config.tracks_per_position,
-            batch=config.batch,
-            generator=trainer.random,
-        )
-    )
-    # One batch after another, all of one size.
-    full = [batch for batch in drawn if len(batch.blocks) == len(drawn[0].blocks)]
-    position = iter(range(1 << 60))
-    samples = full[0].tracks.numel() * config.block
-    return samples * rate(lambda: trainer.step(full[next(position) % len(full)], decay=1.0, visit=1), device)
+    if plain:
+        trainer._error = partial(plain_error, trainer)  # type: ignore[method-assign]
+    step = Stepper(trainer)
+    return step.samples * rate(step, device)
+
+
+class Stepper:
+    """Takes a step with one batch after another, all of one size of ``samples``."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        config = trainer.config
+        options = {"tracks_per_position": config.tracks_per_position, "batch": config.batch}
+        drawn = list(batches(trainer.panel, **options, generator=trainer.random))
+        self.trainer = trainer
+        self.batches = cycle([batch for batch in drawn if len(batch.blocks) == len(drawn[0].blocks)])
+        self.samples = drawn[0].tracks.numel() * config.block
+
+    def __call__(self) -> None:
+        self.trainer.step(next(self.batches), decay=1.0, visit=1)
+
+
+def plain_error(trainer: Trainer, rows: list[Tensor], celltype: Tensor, assay: Tensor, truth: Tensor) -> Tensor:
+    """Squared error of a batch the usual way: all of it forward, then all of it back."""
+    predicted = trainer.net(rows, celltype, assay)
+    return torch.where(truth.isnan(), 0.0, predicted - truth.nan_to_num()).square().sum()
 
 
 def imputation(config: Config, device: torch.device) -> float:
@@ -118,6 +134,7 @@ def main() -> None:
     for name, config in SIZES.items():
         for verb, run, passes, per_position in (
             ("train", training, 3, config.tracks_per_position),
+            ("train, plain", partial(training, plain=True), 3, config.tracks_per_position),
             ("impute", imputation, 1, TRACKS),
         ):
             most, bound = limit(config, passes, per_position, flops, bandwidth)

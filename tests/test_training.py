@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +13,8 @@ import pytest
 import torch
 from tqdm.auto import tqdm
 
-from xr_avocado.model.config import Config
+import xr_avocado as xa
+from xr_avocado.model.config import Config, config_for
 from xr_avocado.model.network import AvocadoNet
 from xr_avocado.model.sampling import Panel
 from xr_avocado.model.squared_error import squared_error
@@ -138,3 +144,42 @@ def test_a_panel_that_stays_on_the_host_trains_the_same(monkeypatch: pytest.Monk
         config = CONFIG.updated({"average": average})
         losses.append(epoch_of(Trainer(panel, panel.some(slice(2)), config, (2, 3), seed=0))[:2])
     np.testing.assert_allclose(*map(np.hstack, losses), rtol=1e-3)
+
+
+def test_the_gpu_benchmark_runs_where_there_is_none(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+    command = [sys.executable, script, "--device", "cpu", "--tiny", "--json", tmp_path / "gpu.json"]
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": paths}, capture_output=True)
+    figures = json.loads((tmp_path / "gpu.json").read_text())
+    assert figures["tiny"] and all(figures[f"{name} samples/s"] > 0 for name in ("train", "context", "train, 8 tracks"))
+    assert figures["impute bins/s"] * figures["impute: seconds for a genome's track"] == pytest.approx(121e6)
+
+
+CHILD = """
+import resource, sys
+import xr_avocado as xa
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+options = {"config": {"context_samples": 2_000, "context_members": 2}, "epochs": 2, "progress": False}
+# Once for what libraries hold.
+xa.datasets.simulate(4, 4, {"chr1": 60_010}).avocado.fit(**options)
+before = peak()
+xa.open_cube(sys.argv[1]).avocado.fit(**options)
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_fit_holds_what_its_docstring_says(tmp_path: Path) -> None:
+    bins, tracks, fixed = 600_000, 16, 64e6
+    cube = xa.datasets.simulate(4, 4, {"chr1": bins * 25})
+    cube.avocado.to_zarr(tmp_path / "cube.zarr", progress=False)
+    factors = bins * sum(n / s for n, s in zip(config_for(tracks).genome_factors, (1, 10, 200), strict=True))
+    bound = 2.2 * tracks * bins + 48 * bins + 16 * factors
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", CHILD, tmp_path / "cube.zarr"]
+    run = subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
+    assert 0.5 * bound < int(run.stdout) < bound + fixed

@@ -107,8 +107,10 @@ def fit(
     has changed is kept in a folder beside the store. Whatever ends the process, and whenever, the same call goes on from there, on
     the CPU to the same result bit for bit. It also goes on after Ctrl-C; a call that was finished before opens the store.
 
-    Memory: the observed tracks at 2.2 bytes a bin each (twice that if untransformed), 16 bytes a bin, and 16 bytes a genome factor (values, Adam's moments, the
-    best epoch's copy; the default on a small panel learns some 10 factors a bin). One track at a time is read.
+    Memory: the observed tracks at 2.2 bytes a bin each (twice that if untransformed), 48 bytes a bin, 16 bytes a genome factor (values,
+    Adam's moments, the best epoch's copy; the default on a small panel learns some 10 factors a bin), and some 50 MB. One track at a
+    time is read. On CUDA the same is on the device; where the tracks do not fit it beside the rest they stay on the host, from where each
+    step moves what it reads, and where a step does not fit it is computed in parts, with one warning.
 
     Parameters
     ----------

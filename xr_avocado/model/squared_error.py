@@ -105,7 +105,7 @@ def _piece(
     for i in range(len(weights) - 1, 0, -1):
         _through(back, hidden[i], dropout)
         if of_layers:
-            of_weights[i - 1] += back.T @ hidden[i - 1]
+            _add_product(of_weights[i - 1], back.T, hidden[i - 1])
             of_biases[i - 1] += back.sum(0, dtype=asked.dtype)
         back = back @ weights[i - 1]
     _through(back, hidden[0], dropout)
@@ -113,6 +113,13 @@ def _piece(
     torch.sum(back, 2, out=of_genome, dtype=of_genome.dtype)
     torch.sum(back, 1, out=of_track, dtype=of_track.dtype)
     return error.dot(error)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def _through(back: Tensor, hidden: Tensor, dropout: float) -> None:

@@ -1,0 +1,112 @@
+"""Whether the cost of training grows linearly: time a sample from 10^5 to 10^7 positions, and from 20 to 1,000 tracks.
+
+``python benchmarks/linear_cost.py [--device cpu] [--json FILE]`` trains on simulated panels, a fixed number of steps on each, in turn and
+several times over, and prints the time of a sample (position x track) as a ratio to that on the smallest panel, for the factors and for the
+context term. The panels of 10^5 to 10^7 positions have 4 tracks (10^7: 80 MB of signal, 1.2 GB of factors and moments), those of
+20 to 1,000 tracks 50,000 positions. The model is the same on all. What is flat within 20 % grows linearly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from xr_avocado.model.config import Config
+from xr_avocado.model.context_training import _Run
+from xr_avocado.model.sampling import Panel, batches
+from xr_avocado.model.training import Trainer
+
+CONFIG = Config(
+    celltype_factors=16, assay_factors=16, genome_factors=(8, 16, 24), layers=2, nodes=64, tracks_per_position=4
+)
+POSITIONS = (100_000, 1_000_000, 10_000_000)
+TRACKS = (20, 200, 1_000)
+STEPS = 8
+ROUNDS = 5
+
+
+def panel_of(n_tracks: int, positions: int, device: torch.device) -> tuple[Panel, tuple[int, int]]:
+    """Noise with peaks; a tenth of the labels are assays."""
+    n_assays = max(2, round((n_tracks / 10) ** 0.5) * 2)
+    index = torch.arange(n_tracks)
+    random = torch.Generator().manual_seed(0)
+    values = torch.empty(n_tracks, positions // CONFIG.block, CONFIG.block, dtype=torch.float16)
+    for track in values:
+        track.copy_(torch.randn(track.shape, generator=random).abs_())
+    return Panel(values, index // n_assays, index % n_assays).on(device), (n_tracks // n_assays + 1, n_assays)
+
+
+def seconds(call: Callable[[], int], device: torch.device) -> float:
+    """Seconds a sample of some steps: on the CPU its own time, whatever else the machine does."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    start = clock()
+    samples = sum(call() for _ in range(STEPS))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (clock() - start) / samples
+
+
+def factor_step(panel: Panel, labels: tuple[int, int]) -> Callable[[], int]:
+    trainer = Trainer(panel, None, CONFIG, labels, seed=0)
+    options = {"tracks_per_position": CONFIG.tracks_per_position, "batch": CONFIG.batch}
+    drawn = batches(panel, **options, generator=trainer.random)
+    kept = [batch for batch, _ in zip(drawn, range(STEPS * ROUNDS + 1), strict=False)]
+    full = cycle([batch for batch in kept if len(batch.blocks) == len(kept[0].blocks)])
+
+    def step() -> int:
+        batch = next(full)
+        trainer.step(batch, decay=1.0, visit=1)
+        return batch.tracks.numel() * CONFIG.block
+
+    return step
+
+
+def context_step(panel: Panel, labels: tuple[int, int]) -> Callable[[], int]:
+    return _Run(panel, CONFIG, labels, torch.Generator().manual_seed(0)).advance
+
+
+def measured(panels: dict[str, tuple[Panel, tuple[int, int]]], device: torch.device) -> pd.DataFrame:
+    """Nanoseconds a sample of each panel and part, the median over rounds that take the panels in turn."""
+    parts = {"factors": factor_step, "context": context_step}
+    rows = []
+    for part, make in parts.items():
+        steps = {name: make(*panel) for name, panel in panels.items()}
+        for step in steps.values():
+            seconds(step, device)
+        times = [{name: seconds(step, device) for name, step in steps.items()} for _ in range(ROUNDS)]
+        median = pd.DataFrame(times).median()
+        rows += [(name, part, 1e9 * median[name], median[name] / median.iloc[0]) for name in panels]
+    return pd.DataFrame(rows, columns=["panel", "part", "ns a sample", "ratio"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--largest", type=float, default=1.0, help="share of the largest panels' size, for a quick look"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device(a.device)
+    lengths = {f"{n:,} positions": panel_of(4, int(n * a.largest), device) for n in POSITIONS}
+    table = measured(lengths, device)
+    lengths.clear()
+    widths = {f"{n:,} tracks": panel_of(n, int(50_000 * a.largest), device) for n in TRACKS}
+    table = pd.concat([table, measured(widths, device)], ignore_index=True)
+    print(f"device {device}, one thread, torch {torch.__version__}, numpy {np.__version__}")
+    print(table.round({"ns a sample": 0, "ratio": 2}).to_string(index=False))
+    if a.json:
+        a.json.write_text(json.dumps(table.to_dict("records"), indent=1))
+
+
+if __name__ == "__main__":
+    main()
