@@ -230,7 +230,7 @@ PEAKS = pd.DataFrame(
 
 def test_means_by_peaks_are_those_of_the_bins(fitted):
     table = fitted.avocado.attribution_by_peaks(
-        "H3K4me3", peaks=PEAKS, of="factors", steps=4, tolerance=np.inf, device="cpu", progress=False
+        "H3K4me3", peaks=PEAKS, of="factors", steps=4, device="cpu", progress=False
     )
     at = table[table.component == "genome_factors_250bp"].set_index(["celltypes", "peak"])
     # chr1:20-21k has 1 peak, 21-22k has 3, 22-23k 1; chr2:1000-1500 has 1; of three cell types each.
@@ -246,7 +246,7 @@ def test_means_by_peaks_are_those_of_the_bins(fitted):
 
 
 def test_blocks_are_drawn_by_the_seed(fitted):
-    options = {"peaks": PEAKS, "of": "factors", "steps": 2, "tolerance": np.inf, "device": "cpu", "progress": False}
+    options = {"peaks": PEAKS, "of": "factors", "steps": 2, "device": "cpu", "progress": False}
     one, again = (fitted.avocado.attribution_by_peaks("H3K4me3", blocks=1, seed=3, **options) for _ in range(2))
     pd.testing.assert_frame_equal(one, again)
     assert one.bins.max() < 200

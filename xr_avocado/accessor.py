@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import xarray as xr
 
@@ -23,6 +23,7 @@ from xr_avocado import (
     interval,
     loci,
     normalize,
+    plot,
     qc,
     search,
     summary,
@@ -49,6 +50,31 @@ def _verb(function: Callable[Concatenate[xr.Dataset, P], R]) -> Callable[Concate
     return method
 
 
+class Figures:
+    """Figures of a dataset, as ``ds.avocado.plot``: the functions of `xr_avocado.plot`, and three that compute their table first."""
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    tracks = _verb(plot.tracks)
+    attributions = _verb(plot.attributions)
+    embedding = _verb(plot.embedding)
+    history = _verb(plot.history)
+    panel = _verb(plot.panel)
+
+    def qc(self, *, axes: Any = None, **options: Any) -> Any:
+        """Check the observed tracks (options as `qc` has them) and draw what was found."""
+        return plot.qc(qc.qc(self._ds, **options), axes=axes)
+
+    def scores(self, truth: xr.Dataset | None = None, *, axes: Any = None, **options: Any) -> Any:
+        """Score against truth (options as `evaluate` has them) and draw the scores."""
+        return plot.scores(evaluate.evaluate(self._ds, truth, **options), axes=axes)
+
+    def loci(self, truth: xr.Dataset | None = None, **options: Any) -> Any:
+        """Score by how many cell types share a peak (options as `variable_loci` has them) and draw the scores."""
+        return plot.loci(loci.variable_loci(self._ds, truth, **options))
+
+
 @xr.register_dataset_accessor("avocado")
 class AvocadoAccessor:
     """Verbs on a cube of epigenomic signal; each returns a new object, so they chain.
@@ -59,7 +85,7 @@ class AvocadoAccessor:
     ``relationships`` between marks, ``search`` for settings. Observed tracks: check them with ``qc``, bring them to one scale with
     ``normalize`` (and back with ``denormalize``). Write: ``to_zarr``, ``to_bigwig``,
     ``to_keras``; ``to_anndata`` for scanpy. Look: ``experiments`` that were run, ``bins`` of
-    the genome axis.
+    the genome axis, and figures as ``plot.tracks``, ``plot.attributions`` and so on.
     """
 
     def __init__(self, ds: xr.Dataset) -> None:
@@ -120,3 +146,16 @@ class AvocadoAccessor:
         ('chr1', 'chr2')
         """
         return index.bins_of(self._ds)
+
+    @property
+    def plot(self) -> Figures:
+        """The figures of the dataset.
+
+        Examples
+        --------
+        >>> import xr_avocado as xa
+        >>> ax = xa.datasets.simulate().avocado.plot.panel()
+        >>> ax.get_title(loc="left")
+        '48 of 48 experiments were run'
+        """
+        return Figures(self._ds)

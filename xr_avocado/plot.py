@@ -1,4 +1,4 @@
-"""Figures of a cube: tracks along the genome, which experiments there are, how training went, and scores."""
+"""Figures: those of their own files, and which experiments there are, how training and search went, and checks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from xr_avocado.cube import (
     CubeError,
     check_cube,
 )
+from xr_avocado.plot_attributions import attribution_by_peaks, attributions
+from xr_avocado.plot_embedding import embedding
 from xr_avocado.plot_scores import loci, scores
 from xr_avocado.plot_style import COLORS, FAINT, INK, NAMES, OTHER_COLORS, new_axes, quiet
 from xr_avocado.plot_tasks import tasks
@@ -31,7 +33,19 @@ if TYPE_CHECKING:
 
     from xr_avocado.search import Search
 
-__all__ = ["history", "loci", "panel", "qc", "scores", "search", "tasks", "tracks"]
+__all__ = [
+    "attribution_by_peaks",
+    "attributions",
+    "embedding",
+    "history",
+    "loci",
+    "panel",
+    "qc",
+    "scores",
+    "search",
+    "tasks",
+    "tracks",
+]
 
 
 def panel(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
