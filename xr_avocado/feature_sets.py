@@ -30,6 +30,7 @@ from xr_avocado.cube import (
     check_cube,
     check_known,
     experiments,
+    hold_out,
 )
 from xr_avocado.embed import interval_table, share_covered
 from xr_avocado.genome import GenomeBins
@@ -86,10 +87,12 @@ def feature_sets(
     sets
         Which to make, of those below; by default all that the cube has.
     others
-        What other methods made, by name: tracks, as a layer (cell type x assay x position) or a folder of bigWigs (in which the cell
-        type has the same assays); or factors, as a fitted cube, a DataArray of position x factor, or a table with one row an interval.
+        What other methods made, by name: tracks, as a layer (cell type x assay x position), the name of one or of a baseline, or a folder
+        of bigWigs, in all of which the cell type has the assays of ``imputed``; or factors, as a fitted cube, a DataArray of position x factor, or a table with one row an interval.
     without
-        What labels were made of: assays (of all cell types), or ``(celltype, assay)`` pairs. No set has these tracks, imputed or observed.
+        What labels were made of: assays (of all cell types), or ``(celltype, assay)`` pairs. No set has these tracks, imputed or observed,
+        and none is imputed from them (a cube in memory is copied for that). A model that was fitted to them still knows them, which a
+        warning says.
     agg, anchor, flank, windows, scales
         As for `embed`, e.g. ``anchor="start", flank=(2000, 0), windows=8`` for the paper's promoters. A cube's bins wider than a window
         count once an interval; ``scales`` is for factors.
@@ -143,12 +146,13 @@ def feature_sets(
     place = intervals[[*PLACE, *(["strand"] if "strand" in intervals else [])]]
     cut = Windows.of(place, anchor=anchor, flank=flank, windows=windows)
     left_out = _left_out(ds, without)
+    _warn_of_training(ds, left_out)
+    # Imputation reads observed tracks: those that are left out are not to come back that way.
+    ds = hold_out(ds, [pair for pair in experiments(ds) if pair in left_out]) if left_out else ds
     options: dict[str, Any] = {"anchor": anchor, "flank": flank, "windows": windows, "scales": scales}
     sources = _sources(ds, celltype, left_out, sets, others or {}, device)
     if not any(isinstance(source, xr.Dataset) for source in sources.values()):
         share_covered(bins_of(ds), place, cut)
-    elif FACTORS in sources:
-        _warn_of_training(ds, left_out)
     out = {}
     for name, source in tqdm(sources.items(), desc="feature sets", unit="set", disable=not progress):
         if isinstance(source, Tracks):
@@ -334,7 +338,8 @@ def _warn_of_training(ds: xr.Dataset, left_out: set[Experiment]) -> None:
     seen = [Experiment(*pair) for key in ("trained_on", "validation") for pair in fitted.get(key, ())]
     if learned := [str(pair) for pair in seen if pair in left_out]:
         logger.warning(
-            "factors were learned from tracks that other sets are to do without (%s); hide these with hold_out before fit",
+            "the model was fitted to tracks that the sets are to do without (%s): its factors, and what it imputes, know these; hide them "
+            "with hold_out before fit",
             ", ".join(learned[:5]),
         )
 
