@@ -55,6 +55,10 @@ POSITIONS = 1 << 18
 """Positions of a dask chunk, at most; divides the chunks that stores have, so that no chunk is decoded in halves."""
 CHUNK = 1 << 25
 """Values of a dask chunk, at most: 128 MB."""
+TRACK_CHUNK = 1 << 22
+"""Values of a dask chunk of single tracks, at most, unless these are very many: 16 MB, so that all threads have some."""
+FEWEST = 1 << 12
+"""Positions of such a chunk, at least: what is read around them (to the ends of 5-kbp bins) is little beside."""
 TOGETHER = 1 << 28
 """Bytes of a layer that is computed at once, at most, rather than track by track."""
 
@@ -255,11 +259,12 @@ class LazyLayer(da.Array):
 
     @classmethod
     def of(cls, predictor: Predictor) -> LazyLayer:
-        """Chunk a predictor: all its cell types together, as many assays and positions as fit ``CHUNK``."""
-        n_celltypes = predictor.celltypes.size
-        step = max(1, min(len(predictor.positions), POSITIONS, CHUNK // max(1, n_celltypes)))
-        assays = max(1, min(predictor.assays.size, CHUNK // max(1, n_celltypes * step)))
-        sizes = {"celltypes": n_celltypes or 1, "assays": assays, "positions": step}
+        """Chunk a predictor: all its cell types (or tracks) together, as many assays and positions as fit."""
+        n = max(1, predictor.celltypes.size)
+        step = max(FEWEST, TRACK_CHUNK // n) if predictor.paired else max(1, CHUNK // n)
+        step = max(1, min(len(predictor.positions), POSITIONS, step))
+        assays = max(1, min(predictor.assays.size, CHUNK // (n * step)))
+        sizes = {"celltypes": n, "tracks": n, "assays": assays, "positions": step}
         chunks = tuple(sizes[name] for name in predictor.dims)
         meta = np.empty((0,) * len(chunks), np.float32)
         # A token would hash every factor of the genome, so the name is random.
@@ -272,6 +277,21 @@ class LazyLayer(da.Array):
         view = self.predictor.narrowed(index if isinstance(index, tuple) else (index,))
         return super().__getitem__(index) if view is None else LazyLayer.of(view)
 
+    @property
+    def identity(self) -> str:
+        """Token of what is predicted, the same in any process; the name, which is random, tells no two calls alike."""
+        return self.predictor.identity
+
+    def transpose(self, *axes: Any) -> da.Array:
+        """Permute the axes; in their own order it stays a layer of predictions."""
+        order = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
+        return self if order is not None and tuple(order) == tuple(range(self.ndim)) else super().transpose(*axes)
+
+    @property
+    def vindex(self) -> Any:
+        """Pointwise selection: cell types and assays as arrays of one length give these tracks alone, computed together."""
+        return _Pointwise(self.predictor, super().vindex)
+
     def only(self, wanted: np.ndarray) -> LazyLayer:
         """Leave the pairs that are not wanted (celltype x assay, bool) NaN."""
         view = copy.copy(self.predictor)
@@ -282,3 +302,16 @@ class LazyLayer(da.Array):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LazyLayer.of, (self.predictor,)
+
+
+class _Pointwise:
+    def __init__(self, predictor: Predictor, otherwise: Any) -> None:
+        self.predictor, self.otherwise = predictor, otherwise
+
+    def __getitem__(self, index: Any) -> da.Array:
+        if self.predictor.dims == ("celltypes", "assays", "positions") and len(index) == 3:
+            celltypes, assays, rows = index
+            flat = [isinstance(i, np.ndarray) and i.ndim == 1 and i.dtype.kind == "i" for i in (celltypes, assays)]
+            if all(flat) and isinstance(rows, slice) and len(celltypes) == len(assays):
+                return LazyLayer.of(self.predictor.along(celltypes, assays))[:, rows]
+        return self.otherwise[index]

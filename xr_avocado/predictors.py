@@ -11,6 +11,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import xarray as xr
+from dask.base import tokenize
 
 from xr_avocado.cube import (
     ASSAY,
@@ -60,7 +61,8 @@ class Predictor(ABC):
     """An array that is computed on indexing: celltypes x assays x positions, float32.
 
     ``celltypes`` and ``assays`` are indices into the model's labels, ``positions`` a run of rows of its genome axis; one that is a
-    single index is no dim, nor is ``positions`` once it is a point. Pickles without the network, which each process builds for itself.
+    single index is no dim, nor is ``positions`` once it is a point. A view of single tracks (``along``) has them on one dim, tracks x
+    positions. Pickles without the network, which each process builds for itself.
     """
 
     dtype = np.dtype(np.float32)
@@ -69,7 +71,7 @@ class Predictor(ABC):
         self.config, self.asked, self.device = config, asked, device
         self.bins = bins_of(ds)
         self.celltypes, self.assays = (np.arange(n) for n in asked.shape)
-        self.positions, self.point = range(len(self.bins)), False
+        self.positions, self.point, self.paired = range(len(self.bins)), False, False
         self.observed = ds[OBSERVED].transpose(CELLTYPE, ASSAY).values
         # Shared by all views of this predictor, so that the network is built once.
         self._built: list[Any] = []
@@ -84,8 +86,14 @@ class Predictor(ABC):
     @property
     def dims(self) -> tuple[str, ...]:
         """Names of the axes that are dims still."""
-        labels = tuple(name for name in ("celltypes", "assays") if np.ndim(getattr(self, name)))
+        names = ("tracks",) if self.paired else ("celltypes", "assays")
+        labels = tuple(name for name in names if np.ndim(getattr(self, name)))
         return labels if self.point else (*labels, "positions")
+
+    @property
+    def tracks(self) -> np.ndarray:
+        """Cell types of a view of single tracks; ``assays`` has as many."""
+        return self.celltypes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,6 +104,12 @@ class Predictor(ABC):
     def ndim(self) -> int:
         """Number of dims."""
         return len(self.dims)
+
+    @property
+    def identity(self) -> str:
+        """Token that is the same, in any process, where the same is predicted: of arrays in memory all values, of lazy ones the name."""
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_built", "device")}
+        return tokenize(type(self).__name__, sorted(state.items()))
 
     def narrowed(self, index: tuple[Any, ...]) -> Predictor | None:
         """View of a part, for slices and integers (and one list of labels); None for any other index."""
@@ -109,7 +123,14 @@ class Predictor(ABC):
             if name == "positions" and not isinstance(i, slice):
                 view.point = True
                 i = slice(range(len(self.positions))[i], range(len(self.positions))[i] + 1)
-            setattr(view, name, getattr(self, name)[i])
+            for axis in ("celltypes", "assays") if name == "tracks" else (name,):
+                setattr(view, axis, getattr(self, axis)[i])
+        return view
+
+    def along(self, celltypes: np.ndarray, assays: np.ndarray) -> Predictor:
+        """View of single tracks, given by as many places on the two axes: tracks x positions."""
+        view = copy.copy(self)
+        view.celltypes, view.assays, view.paired = self.celltypes[celltypes], self.assays[assays], True
         return view
 
     def __getitem__(self, index: tuple[Any, ...]) -> np.ndarray:
@@ -121,13 +142,13 @@ class Predictor(ABC):
     def compute(self) -> np.ndarray:
         """Predict all of it; NaN for pairs that were not asked for."""
         celltypes, assays = np.atleast_1d(self.celltypes), np.atleast_1d(self.assays)
-        positions = self.positions
-        out = np.full((len(celltypes), len(assays), len(positions)), np.nan, np.float32)
-        i, j = np.nonzero(self.asked[np.ix_(celltypes, assays)])
-        if len(i) and len(positions):
+        celltypes, assays = np.broadcast_arrays(*((celltypes, assays) if self.paired else np.ix_(celltypes, assays)))
+        wanted, positions = self.asked[celltypes, assays], self.positions
+        out = np.full((*wanted.shape, len(positions)), np.nan, np.float32)
+        if wanted.any() and len(positions):
             rows = slice(min(positions[0], positions[-1]), max(positions[0], positions[-1]) + 1)
-            predicted = self.predict(celltypes[i], assays[j], rows)
-            out[i, j] = (
+            predicted = self.predict(celltypes[wanted], assays[wanted], rows)
+            out[wanted] = (
                 predicted[:, :: positions.step] if positions.step > 0 else predicted[:, ::-1][:, :: -positions.step]
             )
         return out.reshape(self.shape)

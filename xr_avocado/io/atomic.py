@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import uuid
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from xr_avocado.cube import CubeError
 
-__all__ = ["fitting", "former", "link_tree", "remove", "replacing", "swap_in", "telling", "unfinished"]
+__all__ = ["fitting", "former", "link_tree", "remove", "replacing", "swap_in", "sweep", "telling", "unfinished"]
 
 
 ADVICE = {
@@ -72,6 +73,12 @@ def swap_in(temporary: Path, target: Path) -> None:
         os.rename(old, target)
         raise
     remove(old)
+
+
+def sweep(target: Path) -> None:
+    """Remove the temporary files that a killed process left beside ``target``."""
+    for temporary in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp*"):
+        remove(temporary)
 
 
 def former(temporary: Path) -> Path:

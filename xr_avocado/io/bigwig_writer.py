@@ -19,7 +19,7 @@ from xr_avocado.io.atomic import remove, replacing
 from xr_avocado.io.header import BigWigError, check_whole
 from xr_avocado.io.segments import check_axis, segments_of
 
-__all__ = ["TrackWriter", "check_room", "track_writer", "write_bins", "written_rows"]
+__all__ = ["TrackWriter", "as_float32", "check_room", "track_writer", "write_bins", "written_rows"]
 
 logger = logging.getLogger("xr_avocado")
 
@@ -154,7 +154,7 @@ class TrackWriter:
 
     def add(self, rows: slice, values: np.ndarray) -> None:
         """Add the values of a slice of rows."""
-        bins, values = self.bins[rows], _as_float32(values, rows)
+        bins, values = self.bins[rows], as_float32(values, rows)
         reserve(self.path, self.closing + LARGEST * len(values))
         size = bins.binsize
         for chrom, start, end, at in segments_of(bins):
@@ -225,7 +225,8 @@ def _check_writable(path: Path) -> None:
         raise BigWigError(f"{path.parent} cannot be written to: {error.strerror}") from None
 
 
-def _as_float32(values: np.ndarray, rows: slice) -> np.ndarray:
+def as_float32(values: np.ndarray, rows: slice) -> np.ndarray:
+    """Give the values of a slice of rows as a file holds them; raise where there are not as many, or one is too large."""
     values = np.asarray(values)
     if values.shape != (rows.stop - rows.start,):
         raise BigWigError(f"{rows.stop - rows.start:,} bins need as many values; got an array of shape {values.shape}")
