@@ -178,6 +178,7 @@ def test_a_part_has_another_identity(full):
         assert part.imputed.data.identity != whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [FACTORS], indirect=True)
 def test_an_export_killed_alone_takes_its_writers_along_and_goes_on(full, tmp_path):
     store, out = tmp_path / "fitted.zarr", tmp_path / "out"
