@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 from tqdm.auto import tqdm
 
 import xr_avocado as xa
 from xr_avocado.model.config import Config, config_for
 from xr_avocado.model.network import AvocadoNet
 from xr_avocado.model.sampling import Panel
+from xr_avocado.model.sharing import Share
 from xr_avocado.model.squared_error import squared_error
 from xr_avocado.model.training import Trainer
 
@@ -146,6 +150,7 @@ def test_a_panel_that_stays_on_the_host_trains_the_same(monkeypatch: pytest.Monk
     np.testing.assert_allclose(*map(np.hstack, losses), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_where_there_is_none(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
     command = [sys.executable, script, "--device", "cpu", "--tiny", "--json", tmp_path / "gpu.json"]
@@ -183,3 +188,54 @@ def test_fit_holds_what_its_docstring_says(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CHILD, tmp_path / "cube.zarr"]
     run = subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
     assert 0.5 * bound < int(run.stdout) < bound + fixed
+
+
+@given(n_blocks=st.integers(1, 20), world=st.integers(1, 5))
+def test_the_shares_of_all_processes_are_all_blocks_once(n_blocks: int, world: int) -> None:
+    blocks = torch.arange(n_blocks)
+    shares = [Share(rank, world) for rank in range(world)]
+    assert sorted(torch.cat([share.cut(blocks) for share in shares]).tolist()) == blocks.tolist()
+    for share in shares:
+        mine = blocks[share.mine(blocks)]
+        assert torch.equal(share.cut(blocks)[share.rows(mine)], mine)
+
+
+TOGETHER = """
+import sys
+import torch
+import xr_avocado as xa
+from test_training import SHARED, panel_cube
+
+torch.distributed.init_process_group("gloo")
+model = panel_cube().avocado.fit(config=SHARED, progress=False)
+model.history.to_dataframe().to_csv(f"{sys.argv[1]}.{torch.distributed.get_rank()}")
+if torch.distributed.get_rank() == 0:
+    model.avocado.to_zarr(sys.argv[1], progress=False)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+SHARED = {
+    "celltype_factors": 4, "assay_factors": 4, "genome_factors": (3, 3, 3), "nodes": 8, "epochs": 3, "batch": 2_000,
+    "tracks_per_position": 2, "average": True, "context_samples": 300, "context_members": 1,
+}  # fmt: skip
+
+
+def panel_cube() -> xr.Dataset:
+    # 13 blocks: the two processes have shares of unequal length, and some batches lie in one of them alone.
+    return xa.datasets.simulate(4, 3, {"chr1": 60_010})
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    script, store = tmp_path / "together.py", tmp_path / "model.zarr"
+    script.write_text(TOGETHER)
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, store]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3_000:]
+    histories = [Path(f"{store}.{rank}").read_text() for rank in (0, 1)]
+    assert histories[0] == histories[1], "both know the same errors"
+    together, alone = xa.open_cube(store), panel_cube().avocado.fit(config=SHARED, progress=False)
+    for name in ("history", "network_weight_0", "celltype_factors", "genome_factors_25bp", "genome_factors_5kbp"):
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-3, atol=2e-4, err_msg=name)

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from xr_avocado.model.config import Config
     from xr_avocado.model.context_training import TrainedContext
     from xr_avocado.model.sampling import Panel
+    from xr_avocado.model.sharing import Share
     from xr_avocado.model.training import Trained
 
 __all__ = ["fit"]
@@ -106,6 +107,10 @@ def fit(
     With ``store`` the fitted cube is written there, and training can be taken up again: every ``checkpoint_minutes`` all that it
     has changed is kept in a folder beside the store. Whatever ends the process, and whenever, the same call goes on from there, on
     the CPU to the same result bit for bit. It also goes on after Ctrl-C; a call that was finished before opens the store.
+
+    Several processes may train the factors together, each on a GPU: where ``torch.distributed`` is initialized, as a script that
+    ``torchrun`` starts does, each has a share of the blocks, a batch is that of all together, and all return the same model, that of
+    one process but for rounding. Each trains the context term as a whole. The first should write what comes back.
 
     Memory: the observed tracks at 2.2 bytes a bin each (twice that if untransformed), 48 bytes a bin, 16 bytes a genome factor (values,
     Adam's moments, the best epoch's copy; the default on a small panel learns some 10 factors a bin), and some 50 MB. One track at a
@@ -161,6 +166,7 @@ def fit(
     ('celltype', 'celltype_factor')
     """
     from xr_avocado.model.context_training import train_context
+    from xr_avocado.model.sharing import Share
     from xr_avocado.model.training import device_named, train
 
     check_cube(ds, SIGNAL)
@@ -173,13 +179,17 @@ def fit(
         )
     settings = resolve_config(len(trained_on), preset, config, epochs)
     about = provenance(ds, settings, trained_on, held, seed)
-    kept = None
+    kept, share = None, Share.present()
+    if store is not None and share.world > 1:
+        raise ValueError("store is for one process; of several, let the first write what comes back: to_zarr")
     if store is not None:
         kept = FitStore(store, about, minutes=checkpoint_minutes, overwrite=overwrite)
         if kept.finished is not None:
             return kept.finished
+    progress = progress and share.rank == 0
     layout = Layout.of(bins_of(ds), settings)
-    every = load_panel(ds, trained_on + held, layout, settings, chosen)
+    # The context term reads blocks of all shares.
+    every = load_panel(ds, trained_on + held, layout, settings, chosen, Share() if settings.context else share)
     panel, aside = every.some(slice(len(trained_on))), every.some(slice(len(trained_on), None)) if held else None
     labels = ds.sizes[CELLTYPE], ds.sizes[ASSAY]
     context = None
@@ -187,6 +197,7 @@ def fit(
         # The context term over-fits no bins and stops at no epoch, so it may learn from every track.
         at = None if kept is None else kept.checkpoint("context")
         context = train_context(every, settings, labels, seed=seed, progress=progress, checkpoint=at)
+        panel, aside = panel.cut(share), None if aside is None else aside.cut(share)
     at = None if kept is None else kept.checkpoint("factors")
     trained = train(panel, aside, settings, labels, seed=seed, progress=progress, checkpoint=at)
     out = with_parameters(ds, trained, layout, about)
@@ -255,18 +266,32 @@ def validation_tracks(ds: xr.Dataset, validation: Any, *, seed: int) -> list[Exp
     return chosen
 
 
-def load_panel(ds: xr.Dataset, tracks: list[Experiment], layout: Layout, config: Config, device: torch.device) -> Panel:
-    """Read tracks, one at a time, into blocks, and move them to the device if they fit: tracks x blocks x bins a block; what is not finite is NaN."""
+def load_panel(
+    ds: xr.Dataset,
+    tracks: list[Experiment],
+    layout: Layout,
+    config: Config,
+    device: torch.device,
+    share: Share | None = None,
+) -> Panel:
+    """Read tracks, one at a time, into blocks (tracks x blocks x bins a block), and move them to the device if they fit.
+
+    What is not finite is NaN. Of a share of the blocks only these are kept.
+    """
     import torch
 
     from xr_avocado.model.sampling import Panel
+    from xr_avocado.model.sharing import Share
 
+    share = share or Share()
     celltype = label_rows(ds, CELLTYPE, [t.celltype for t in tracks])
     assay = label_rows(ds, ASSAY, [t.assay for t in tracks])
     signal = ds[SIGNAL].transpose(CELLTYPE, ASSAY, POSITION)
     # Untransformed signal reaches past what float16 holds.
     dtype = torch.float32 if ds.attrs.get("transform", "none") == "none" else torch.float16
-    values = torch.full((len(tracks), layout.n_blocks * config.block), torch.nan, dtype=dtype)
+    one = torch.full((layout.n_blocks * config.block,), torch.nan, dtype=dtype)
+    blocks = share.cut(one.view(layout.n_blocks, config.block))
+    values = torch.empty(len(tracks), *blocks.shape, dtype=dtype)
     slots = torch.from_numpy(layout.slots[0])
     for i, (c, a) in enumerate(zip(celltype, assay, strict=True)):
         track = signal[int(c), int(a)].values
@@ -274,13 +299,13 @@ def load_panel(ds: xr.Dataset, tracks: list[Experiment], layout: Layout, config:
             raise CubeError(
                 f"{tracks[i]} is marked as observed but its signal is all NaN; set observed to False or rebuild it"
             )
-        values[i, slots] = torch.from_numpy(np.where(np.isfinite(track), track, np.float32(np.nan))).to(dtype)
-    values = values.view(len(tracks), layout.n_blocks, config.block)
+        one[slots] = torch.from_numpy(np.where(np.isfinite(track), track, np.float32(np.nan))).to(dtype)
+        values[i] = blocks
     factors = sum(
-        layout.n_blocks * config.block // s * n for s, n in zip(config.scales, config.genome_factors, strict=True)
+        len(blocks) * config.block // s * n for s, n in zip(config.scales, config.genome_factors, strict=True)
     )
-    panel = Panel(values, torch.from_numpy(celltype), torch.from_numpy(assay))
-    return panel.on(device, beside=16 * (factors + layout.n_blocks * config.block))
+    panel = Panel(values, torch.from_numpy(celltype), torch.from_numpy(assay), share=share, total=layout.n_blocks)
+    return panel.on(device, beside=16 * (factors + blocks.numel()))
 
 
 def with_parameters(ds: xr.Dataset, trained: Trained, layout: Layout, about: dict[str, Any]) -> xr.Dataset:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from xr_avocado.model.sharing import Share
 
 __all__ = ["Batch", "Panel", "batches"]
 
@@ -30,16 +32,27 @@ class Panel:
         Tracks x blocks x bins a block, float16 or float32; NaN where a block reaches past its segment or nothing was measured.
     celltype, assay
         Index of each track's cell type and assay, int64, on the device.
+    share
+        The share of the blocks that the values are, where several processes train.
+    total
+        Blocks of all shares; needed where there are several.
     """
 
     values: Tensor
     celltype: Tensor
     assay: Tensor
+    share: Share = field(default=Share(), kw_only=True)
+    total: int | None = field(default=None, kw_only=True)
 
     @property
     def n_blocks(self) -> int:
-        """Blocks of positions."""
+        """Blocks of positions in this process."""
         return self.values.shape[1]
+
+    @property
+    def all_blocks(self) -> int:
+        """Blocks of positions in all processes."""
+        return self.n_blocks if self.total is None else self.total
 
     @property
     def device(self) -> torch.device:
@@ -60,17 +73,21 @@ class Panel:
         wanted = int(1.1 * self.values.nbytes) + beside + RESERVE
         if device.type == "cuda" and wanted > torch.cuda.mem_get_info(device)[0]:
             logger.info("the panel stays on the host: with all else it takes %.1f GB of %s", wanted / 1e9, device)
-            return Panel(self.values, *labels)
-        return Panel(self.values.to(device), *labels)
+            return Panel(self.values, *labels, share=self.share, total=self.total)
+        return Panel(self.values.to(device), *labels, share=self.share, total=self.total)
 
     def some(self, tracks: slice) -> Panel:
         """Some of the tracks, without a copy."""
-        return Panel(self.values[tracks], self.celltype[tracks], self.assay[tracks])
+        return Panel(self.values[tracks], self.celltype[tracks], self.assay[tracks], share=self.share, total=self.total)
+
+    def cut(self, share: Share) -> Panel:
+        """The share of the blocks of a whole panel, without a copy."""
+        return Panel(share.cut(self.values, 1), self.celltype, self.assay, share=share, total=self.n_blocks)
 
     def blocks_a_step(self, tracks_per_position: int, batch: int) -> int:
-        """Blocks that make up a batch of so many samples, at least one."""
-        n_tracks, n_blocks, bins = self.values.shape
-        return min(n_blocks, max(1, batch // (bins * min(tracks_per_position, n_tracks))))
+        """Blocks that make up a batch of so many samples, at least one, in all processes together."""
+        n_tracks, _, bins = self.values.shape
+        return min(self.all_blocks, max(1, batch // (bins * min(tracks_per_position, n_tracks))))
 
 
 @dataclass(frozen=True)
@@ -87,11 +104,15 @@ def batches(panel: Panel, *, tracks_per_position: int, batch: int, generator: to
     ``batch`` counts samples (position x track). Drawing tracks per block, not per position, keeps every tensor of a step
     contiguous; the draw is without replacement.
     """
-    n_tracks, n_blocks, _ = panel.values.shape
+    n_tracks, n_blocks, share = len(panel.values), panel.all_blocks, panel.share
     k = min(tracks_per_position, n_tracks)
     size = panel.blocks_a_step(tracks_per_position, batch)
     order = torch.randperm(n_blocks, generator=generator)
     for first in range(0, n_blocks, size):
         blocks = order[first : first + size]
         draw = torch.rand(len(blocks), n_tracks, generator=generator).topk(k, dim=1).indices
+        if share.world > 1:
+            # All processes draw alike, and each keeps what is its own.
+            mine = share.mine(blocks)
+            blocks, draw = share.rows(blocks[mine]), draw[mine]
         yield Batch(blocks.to(panel.values.device), draw.to(panel.values.device))

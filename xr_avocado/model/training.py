@@ -21,6 +21,7 @@ from xr_avocado.model.config import Config
 from xr_avocado.model.network import AvocadoNet
 from xr_avocado.model.optimizer import BlockTable
 from xr_avocado.model.sampling import Batch, Panel, batches
+from xr_avocado.model.sharing import gradients
 from xr_avocado.model.squared_error import piece_of, squared_error
 from xr_avocado.model.state import as_arrays, moments, named, random_states, restore_moments, restore_random, under
 
@@ -91,7 +92,7 @@ class Trainer:
         self, panel: Panel, validation: Panel | None, config: Config, labels: tuple[int, int], *, seed: int
     ) -> None:
         self.panel, self.validation, self.config = panel, validation, config
-        self.device = panel.device
+        self.device, self.share = panel.device, panel.share
         self.random = torch.Generator().manual_seed(seed)
         self.net = AvocadoNet(config, *labels, generator=self.random).to(self.device)
         self.genome = [self._new_table(s, f) for s, f in zip(config.scales, config.genome_factors, strict=True)]
@@ -116,8 +117,10 @@ class Trainer:
             table.values.copy_(values)
 
     def _new_table(self, scale: int, factors: int) -> BlockTable:
-        shape = (self.panel.n_blocks, self.config.block // scale, factors)
-        start = (torch.rand(shape, generator=self.random) * 2 - 1) * self.config.factor_scale
+        shape = (self.panel.all_blocks, self.config.block // scale, factors)
+        start = self.share.cut(
+            (torch.rand(shape, generator=self.random) * 2 - 1) * self.config.factor_scale
+        ).contiguous()
         return BlockTable(start.to(self.device), decay=self.config.genome_decay)
 
     def predict(self, genome: list[Tensor], blocks: Tensor, celltype: Tensor, assay: Tensor) -> Tensor:
@@ -133,24 +136,27 @@ class Trainer:
         truth = self.panel.take(batch.blocks, batch.tracks)
         if self.average is not None:
             truth = truth - self.average(batch.blocks, celltype, assay)
-        loss = self._in_memory(lambda: self._backward(rows, celltype, assay, truth))
+        known = (~truth.isnan()).sum().float()
+        self.share.add_up(known)
+        loss = self._in_memory(lambda: self._backward(rows, celltype, assay, truth, known.clamp(min=1)))
+        if self.share.world > 1:
+            self.share.add_up(loss, *gradients(list(self.net.parameters())))
         self.optimizer.step()
         for table, leaf in zip(self.genome, rows, strict=True):
             table.step(blocks, leaf, rate=self.config.genome_learning_rate * decay, visit=visit)
         return loss
 
-    def _backward(self, rows: list[Tensor], celltype: Tensor, assay: Tensor, truth: Tensor) -> Tensor:
-        """Mean squared error of a batch, and its gradients in the parameters and rows."""
+    def _backward(self, rows: list[Tensor], celltype: Tensor, assay: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+        """Squared error of a batch over the values known in all of it, and its gradients in the parameters and rows."""
         for leaf in (*self.net.parameters(), *rows):
             leaf.grad = None
-        known = (~truth.isnan()).sum().clamp(min=1)
-        losses = []
+        total = torch.zeros((), device=self.device)
         for first in range(0, len(truth), self.most_blocks):
             part = slice(first, first + self.most_blocks)
             loss = self._error([leaf[part] for leaf in rows], celltype[part], assay[part], truth[part]) / known
             loss.backward()
-            losses.append(loss.detach())
-        return torch.stack(losses).sum()
+            total += loss.detach()
+        return total
 
     def _error(self, rows: list[Tensor], celltype: Tensor, assay: Tensor, truth: Tensor) -> Tensor:
         n_blocks, bins, k = truth.shape
@@ -215,14 +221,15 @@ class Trainer:
     @torch.no_grad()
     def _validate(self, panel: Panel) -> tuple[float, float]:
         self.net.eval()
-        samples = panel.values[:, 0].numel()
+        samples = len(panel.values) * panel.values.shape[2]
         enough = max(1, VALIDATION_SAMPLES // samples)
-        n_blocks = min(VALIDATION_BLOCKS, enough, panel.n_blocks)
+        n_blocks = min(VALIDATION_BLOCKS, enough, panel.all_blocks)
         at = panel.values.device
-        chosen = torch.linspace(0, panel.n_blocks - 1, n_blocks).long().to(at)
+        chosen = torch.linspace(0, panel.all_blocks - 1, n_blocks).long().to(at)
+        chosen = self.share.rows(chosen[self.share.mine(chosen)])
         every = torch.arange(len(panel.celltype), device=at)
-        sums = torch.zeros(2, dtype=torch.float64)
-        count = 0
+        # Of the model, of average activity, and how many.
+        sums = torch.zeros(3, dtype=torch.float64)
         for blocks in chosen.split(max(1, min(self.most_blocks, self.config.batch // samples))):
             tracks = every.expand(len(blocks), -1)
             truth = panel.take(blocks, tracks)
@@ -231,11 +238,11 @@ class Trainer:
             predicted = self.predict(rows, blocks, celltype, assay)
             average = torch.zeros_like(truth) if self.average is None else self.average(blocks, celltype, assay)
             known = ~truth.isnan()
-            sums += torch.stack(
-                [functional.mse_loss(p[known], truth[known], reduction="sum") for p in (predicted, average)]
-            ).cpu()
-            count += int(known.sum())
-        model, average_only = (sums / max(count, 1)).tolist()
+            errors = [functional.mse_loss(p[known], truth[known], reduction="sum") for p in (predicted, average)]
+            sums += torch.stack([*errors, known.sum()]).cpu()
+        total = sums.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
+        self.share.add_up(total)
+        model, average_only = (total[:2] / total[2].clamp(min=1)).tolist()
         return model, average_only if self.average is not None else math.nan
 
     def keep(self, best: _Best, score: float, epoch: int) -> None:
@@ -324,11 +331,13 @@ class _Run:
                 "training did not finish one epoch with a finite error: lower learning_rate and genome_learning_rate"
             )
         self.trainer.net.load_state_dict(self.best.network)
-        return Trained(self.trainer.net.eval(), self.best.genome, self.history, self.best.epoch, interrupted)
+        panel = self.trainer.panel
+        genome = [panel.share.whole(table, panel.all_blocks) for table in self.best.genome]
+        return Trained(self.trainer.net.eval(), genome, self.history, self.best.epoch, interrupted)
 
     def _bar(self, shown: bool) -> tqdm:
         trainer, config = self.trainer, self.trainer.config
-        steps = -(-trainer.panel.n_blocks // trainer.panel.blocks_a_step(config.tracks_per_position, config.batch))
+        steps = -(-trainer.panel.all_blocks // trainer.panel.blocks_a_step(config.tracks_per_position, config.batch))
         done = len(self.history) * steps + len(trainer.losses)
         return tqdm(total=config.epochs * steps, initial=done, desc="fit factors", unit="step", disable=not shown)
 
