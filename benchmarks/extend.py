@@ -1,11 +1,17 @@
-"""Extension: a cell type learnt from 1, 2 and 3 of its tracks, on real tracks; and stage 2 on a simulated genome-scale panel, in bounded memory.
+"""Extension on real tracks, of cell types and of positions; and on a simulated genome-scale panel, in bounded memory.
 
-``python benchmarks/extend.py [ROADMAP_PILOT_FOLDER] [--parts celltypes genome]``
+``python benchmarks/extend.py [ROADMAP_PILOT_FOLDER] [--parts celltypes positions step genome]``
 
 celltypes: a cell type is left out entirely, a model is fitted on the others (15 or 16 Roadmap tracks, 1,126,469 bins of the pilot regions), and
 the cell type is added with 1, 2 and 3 of its tracks. The rest of its tracks are imputed and scored in arcsinh space, over all bins, beside
 average activity and beside a full refit with the same tracks. Two models: one of factors alone (``extend``), and the context term, which
 needs no training for a new cell type (``impute(model=)``). Seconds are told as a ratio to the refit's, measured in the same run.
+
+positions: a model of factors is fitted on every other pilot region, five tracks hidden, and extended to the others; the five are scored there,
+beside average activity and a model that was fitted on all regions.
+
+step: samples a second of learning new positions, which takes no gradient of the weights, as a ratio to those of training, interleaved, at
+the paper's size (2 x 2,048; 16.8 against 25.2 MFLOP a sample) and at a small one (1 x 64).
 
 genome: 1,000 tracks x 10 million bins of float16 (20 GB), made up as they are read, one pass of new positions with a small model, with
 ``store=``. It prints the most memory that the process took, beside what it took before and the bound.
@@ -28,11 +34,18 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from tqdm.auto import tqdm
 
 import xr_avocado as xa
 from xr_avocado import extend_positions
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import assign_bins
+from xr_avocado.intervals import as_frame
+from xr_avocado.model.config import PRESETS
+from xr_avocado.model.extension import learn_blocks
+from xr_avocado.model.network import AvocadoNet
+from xr_avocado.model.sampling import Panel
+from xr_avocado.model.training import Trainer
 
 FOLDER = Path(__file__).parents[2] / "shared/data/roadmap_pilot"
 MEASURES = ["mse", "gwcorr"]
@@ -48,14 +61,18 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
     return run(), time.perf_counter() - start
 
 
+def pilot(folder: Path) -> xr.Dataset:
+    with tempfile.TemporaryDirectory() as home:
+        return xa.build_cube(
+            folder / "samples.tsv", f"{home}/pilot.zarr", genome="hg19", regions=folder / "pilot_regions.hg19.bed", progress=False
+        ).load()  # fmt: skip
+
+
 def celltypes(folder: Path, left_out: list[str]) -> None:
     if not folder.is_dir():
         print(f"skipped: the real tracks are not here ({folder})")
         return
-    with tempfile.TemporaryDirectory() as home:
-        cube = xa.build_cube(
-            folder / "samples.tsv", f"{home}/pilot.zarr", genome="hg19", regions=folder / "pilot_regions.hg19.bed", progress=False
-        ).load()  # fmt: skip
+    cube = pilot(folder)
     rows = [row for celltype in left_out for row in one_celltype(cube, celltype)]
     table = pd.DataFrame(rows).groupby(["tracks", "method"], sort=False).mean(numeric_only=True)
     print(f"\nremaining tracks of {', '.join(left_out)}, arcsinh space, all bins; seconds as a ratio to the refit's")
@@ -91,6 +108,50 @@ def one_celltype(cube: xr.Dataset, celltype: str) -> list[dict[str, Any]]:
                 rows.append({"tracks": k, "method": method, **part[MEASURES].mean(), "seconds": seconds})
         print(pd.DataFrame(rows[-5:]).round(4).assign(celltype=celltype).to_string(index=False), flush=True)
     return rows
+
+
+def positions(folder: Path) -> None:
+    if not folder.is_dir():
+        print(f"skipped: the real tracks are not here ({folder})")
+        return
+    cube, regions = pilot(folder), as_frame(folder / "pilot_regions.hg19.bed")
+    even, odd = (cube.avocado.sel(regions.iloc[k::2]) for k in (0, 1))
+    hidden = [pair for i, pair in enumerate(cube.avocado.experiments) if i % 4 == i // 4 % 4]
+    first, fitting = timed(lambda: even.avocado.hold_out(hidden).avocado.fit(**FACTORS, progress=False))
+    more, extending = timed(lambda: first.avocado.extend(odd.avocado.hold_out(hidden), only_new=True, progress=False))
+    whole = cube.avocado.hold_out(hidden).avocado.fit(**FACTORS, progress=False).avocado.sel(regions.iloc[1::2])
+    tables = []
+    for name, ds in (("extended", more), ("fitted on all", whole)):
+        methods = {name: "imputed"} | ({"average": "average"} if ds is more else {})
+        full = ds.avocado.impute(tracks=hidden)
+        tables.append(full.avocado.evaluate(odd, tracks=hidden, methods=methods, measures=MEASURES, progress=False))
+    print(
+        f"\n{len(hidden)} hidden tracks at {odd.sizes['position']:,} bins that the first fit did not see, arcsinh space"
+    )
+    print(pd.concat(tables).groupby("method", sort=False)[MEASURES].mean().round(4).to_string())
+    print(f"extending took {extending / fitting:.2f} times as long as the first fit, on as many bins")
+
+
+def step() -> None:
+    rows = []
+    for name, config in {"paper": PRESETS["paper"], "small": PRESETS["small"]}.items():
+        config = config.updated({"tracks_per_position": 8, "batch": 8_000})
+        random = torch.Generator().manual_seed(0)
+        n_blocks = 20 if name == "paper" else 400
+        index = torch.arange(24)
+        panel = Panel(torch.randn(24, n_blocks, config.block, generator=random).half(), index % 6, index // 6)
+        trainer = Trainer(panel, None, config, (6, 4), seed=0)
+        net = AvocadoNet(config, 6, 4, generator=random)
+        samples = n_blocks * config.block * config.tracks_per_position
+        seconds = np.empty((3, 2))
+        for i in range(3):
+            with tqdm(disable=True) as bar:
+                seconds[i, 0] = timed(lambda t=trainer, b=bar: t.epoch(0, b))[1]
+            seconds[i, 1] = timed(lambda n=net, p=panel: learn_blocks(n, p, epochs=1))[1]
+        train, extend = samples / np.median(seconds, 0)
+        rows.append({"size": name, "training": train, "new positions": extend, "ratio": extend / train})
+    print("\nsamples a second, one thread, median of three")
+    print(pd.DataFrame(rows).round(2).to_string(index=False))
 
 
 class Repeated:
@@ -152,7 +213,8 @@ def genome(bins: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER)
-    parser.add_argument("--parts", nargs="+", default=["celltypes", "genome"], choices=["celltypes", "genome"])
+    parts = ["celltypes", "positions", "step", "genome"]
+    parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
     parser.add_argument("--celltypes", nargs="+", default=["E116"], help="to leave out, one after the other")
     parser.add_argument("--bins", type=int, default=10_000_000)
     a = parser.parse_args()
@@ -163,7 +225,12 @@ def main() -> None:
     if "genome" in a.parts:
         # The most that a process took cannot be set back, so this one is on its own.
         subprocess.run([sys.executable, __file__, "--parts", "genome", "--bins", str(a.bins)], check=True)
-    celltypes(a.folder, a.celltypes)
+    if "step" in a.parts:
+        step()
+    if "celltypes" in a.parts:
+        celltypes(a.folder, a.celltypes)
+    if "positions" in a.parts:
+        positions(a.folder)
 
 
 if __name__ == "__main__":

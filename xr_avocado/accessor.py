@@ -79,8 +79,8 @@ class Figures:
 class AvocadoAccessor:
     """Verbs on a cube of epigenomic signal; each returns a new object, so they chain.
 
-    Choose: ``sel`` a region, ``coarsen`` the bins, ``hold_out`` experiments. Model: ``fit``, ``impute`` tracks, ``embed`` bins, cell
-    types and assays, ``average`` activity. ``calibrate`` its errors, ``interval`` of
+    Choose: ``sel`` a region, ``coarsen`` the bins, ``hold_out`` experiments. Model: ``fit``, ``impute`` tracks, ``extend`` by
+    cell types, assays and positions, ``embed`` bins, cell types and assays, ``average`` activity. ``calibrate`` its errors, ``interval`` of
     what is imputed. Score: ``evaluate`` against truth, ``cross_validate``, ``variable_loci``,
     ``relationships`` between marks, ``search`` for settings. Observed tracks: check them with ``qc``, bring them to one scale with
     ``normalize`` (and back with ``denormalize``). Write: ``to_zarr``, ``to_bigwig``,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,7 +193,11 @@ def _on_cluster(client: Any, jobs: Sequence[Chromosome], report: Report) -> list
     """Learn chromosomes as tasks that know nothing of each other; one whose worker dies is given to another."""
     from distributed import as_completed
 
-    futures = [client.submit(learn_chromosome, job, pure=False) for job in jobs]
+    with warnings.catch_warnings():
+        # The network goes to the cluster once, as a task, which can be done again where the worker that holds it dies.
+        warnings.filterwarnings("ignore", "Sending large graph")
+        network = client.submit(dict, jobs[0].network, pure=False)
+    futures = [client.submit(_learn_with, replace(job, network={}), network, pure=False) for job in jobs]
     blocks = {
         future.key: job.training.epochs * sum(p.n_blocks for p in job.pieces)
         for future, job in zip(futures, jobs, strict=True)
@@ -204,6 +209,10 @@ def _on_cluster(client: Any, jobs: Sequence[Chromosome], report: Report) -> list
         return client.gather(futures)
     finally:
         client.cancel(futures)
+
+
+def _learn_with(job: Chromosome, network: dict[str, np.ndarray]) -> list[list[np.ndarray]]:
+    return learn_chromosome(replace(job, network=network))
 
 
 def learn_chromosome(job: Chromosome, report: Report = lambda blocks: None) -> list[list[np.ndarray]]:
