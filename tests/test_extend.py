@@ -244,6 +244,20 @@ def test_a_new_cell_type_needs_no_training_where_there_is_a_context_term(
         assert np.isfinite(mine).all() and mine.std() > 0.05
 
 
+def test_leaving_out_a_track_of_an_unseen_cell_type_undoes_its_level(
+    context: xr.Dataset, celltypes: xr.Dataset
+) -> None:
+    pair = {"celltype": "C5", "assay": "H3K4me3"}
+    there = xr.full_like(celltypes.observed, False)
+    there.loc[pair] = True
+    louder = celltypes.assign(signal=celltypes.signal.where(~there, 2 * celltypes.signal + 1))
+    one, other = (
+        ds.avocado.impute(tracks=[tuple(pair.values())], model=context, leave_one_out=True).imputed.sel(pair).values
+        for ds in (celltypes, louder)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_levels_of_new_tracks_are_measured_and_those_of_known_ones_kept(
     context: xr.Dataset, celltypes: xr.Dataset
 ) -> None:

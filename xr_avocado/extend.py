@@ -137,6 +137,13 @@ def extend(
     -----
     As in Schreiber et al. 2020 (doi:10.1186/s13059-020-1977-6), whose package fits new cell types and assays so, without the record.
 
+    Measured on real tracks (a cell type that the model had not seen, one of its tracks given, the other three scored in arcsinh space): the context
+    term has an MSE of 0.63 of average activity's without training and 0.62 fitted anew; factors have 0.82 in a fifth of the time of fitting
+    them anew, with a correlation below the average's. ``python benchmarks/extend.py``.
+
+    Where new positions come with experiments that the earlier ones lack, the context term reads larger arrays at the earlier ones, of which the new
+    part is empty: its predictions there are then the same up to rounding.
+
     Examples
     --------
     >>> import xr_avocado as xa

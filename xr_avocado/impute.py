@@ -36,6 +36,7 @@ from xr_avocado.cube import (
     Experiment,
     as_experiments,
     check_cube,
+    experiments,
     label_rows,
 )
 from xr_avocado.derived import Derived
@@ -208,7 +209,10 @@ def with_model(ds: xr.Dataset, model: xr.Dataset) -> xr.Dataset:
         own |= {name: by_assay[name].variable for name in (*ERRORS, ERROR_LEVEL, ERROR_PROBABILITY)}
     bare = ds.drop_vars([*ERRORS, ERROR_LEVEL, ERROR_PROBABILITY, CONTEXT, TRACK_MEAN, TRACK_SPREAD], errors="ignore")
     about = model.attrs[FITTED]
-    about = about | {"celltypes": list(dict.fromkeys([*about["celltypes"], *map(str, ds[CELLTYPE].values)]))}
+    new = [str(label) for label in ds[CELLTYPE].values if str(label) not in about["celltypes"]]
+    # Levels of their tracks were measured too, as those of trained ones are, which is what leaving one out undoes.
+    tracks = [list(pair) for pair in experiments(ds) if pair.celltype in new]
+    about = about | {"celltypes": [*about["celltypes"], *new], "trained_on": [*about["trained_on"], *tracks]}
     return bare.assign(own | {CONTEXT: ((CONTEXT_MEMBER, CONTEXT_PARAMETER), model[CONTEXT].values)}).assign_attrs(
         {FITTED: about}
     )
