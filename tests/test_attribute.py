@@ -242,6 +242,8 @@ def test_means_by_peaks_are_those_of_the_bins(fitted):
     assert at.attribution[3, True] == pytest.approx(expected, abs=1e-6)
     shared = table[(table.celltypes == 3) & table.peak].set_index("component").attribution
     assert shared.prediction == pytest.approx(float(parts.prediction.mean()), abs=1e-5)
+    observed = parts.signal.sel(celltype=["C2", "C3"])
+    assert shared.signal == pytest.approx(float(observed.mean()), abs=1e-5), "C1 was held out"
     assert shared.drop(["prediction", "signal"]).sum() == pytest.approx(shared.prediction, abs=0.02)
 
 

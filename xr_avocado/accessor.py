@@ -25,12 +25,14 @@ from xr_avocado import (
     normalize,
     plot,
     qc,
+    report,
     search,
+    segment,
     summary,
     weights,
 )
 from xr_avocado.genome import GenomeBins
-from xr_avocado.io import export, zarr
+from xr_avocado.io import chromhmm, export, zarr
 
 __all__ = ["AvocadoAccessor"]
 
@@ -108,6 +110,7 @@ class AvocadoAccessor:
     interval = _verb(interval.interval)
     to_anndata = _verb(embed.to_anndata)
     embed = _verb(embed.embed)
+    segment = _verb(segment.segment)
     attribution_by_peaks = _verb(attribute.attribution_by_peaks)
     attribute = _verb(attribute.attribute)
     qc = _verb(qc.qc)
@@ -119,8 +122,10 @@ class AvocadoAccessor:
     variable_loci = _verb(loci.variable_loci)
     relationships = _verb(loci.relationships)
     search = _verb(search.search)
+    report = _verb(report.report)
     to_zarr = _verb(zarr.to_zarr)
     to_bigwig = _verb(export.to_bigwig)
+    to_chromhmm = _verb(chromhmm.to_chromhmm)
     to_keras = _verb(weights.to_keras)
 
     @property

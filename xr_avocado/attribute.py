@@ -350,7 +350,7 @@ def attribution_by_peaks(
     Returns
     -------
     A frame of assay, celltypes (with a peak at the bin), peak (bool: whether the cell type itself has it), component, bins (of all cell
-    types) and attribution (mean); prediction, baseline and, for a cube with signal, signal are among the components.
+    types that have the component) and attribution (mean); prediction, baseline and, for a cube with signal, signal are among the components.
 
     Raises
     ------
@@ -384,7 +384,7 @@ def attribution_by_peaks(
     explained = _explained(ds, wanted, [assay], of, steps, np.inf, baseline, device)
     spans = {c: called.rows(bins, Experiment(c, assay)) for c in known}
     names = [*explained.components, "prediction", "baseline", *([SIGNAL] if SIGNAL in ds else [])]
-    sums = np.zeros((len(names) + 1, 2 * len(known) + 2))
+    sums, counts = np.zeros((2, len(names), 2 * len(known) + 2))
     for rows in tqdm(_drawn(bins, spans.values(), blocks, seed), desc="attribute", unit="block", disable=not progress):
         cover = {c: spans[c].cover(rows) > 0 for c in known}
         shared = np.sum(list(cover.values()), axis=0)
@@ -393,10 +393,11 @@ def attribution_by_peaks(
             own = ds[SIGNAL].sel({CELLTYPE: wanted, ASSAY: assay}).isel({POSITION: rows})
             parts = [np.vstack([p, s]) for p, s in zip(parts, own.transpose(CELLTYPE, POSITION).values, strict=True)]
         for c, values in zip(wanted, parts, strict=True):
-            group = 2 * shared + cover[c]
-            weights = [*values, np.ones(len(group))]
-            sums += np.stack([np.bincount(group, w, minlength=2 * len(known) + 2) for w in weights])
-    return _by_peaks(assay, names, sums.reshape(len(sums), -1, 2))
+            group, size = 2 * shared + cover[c], sums.shape[1]
+            sums += [np.bincount(group, np.nan_to_num(v), minlength=size) for v in values]
+            # A cell type whose track was not observed has no signal to count.
+            counts += [np.bincount(group, ~np.isnan(v), minlength=size) for v in values]
+    return _by_peaks(assay, names, sums.reshape(len(names), -1, 2), counts.reshape(len(names), -1, 2))
 
 
 def _drawn(bins: GenomeBins, spans: Iterable[Spans], blocks: int, seed: int) -> list[slice]:
@@ -416,10 +417,12 @@ def _blocks_under(bins: GenomeBins, wide: GenomeBins, spans: Spans) -> np.ndarra
     return every_row(*wide.overlaps(chrom, start, end))
 
 
-def _by_peaks(assay: str, names: list[str], sums: np.ndarray) -> pd.DataFrame:
+def _by_peaks(assay: str, names: list[str], sums: np.ndarray, counts: np.ndarray) -> pd.DataFrame:
+    with np.errstate(invalid="ignore"):
+        means = sums / counts
     rows = [
-        (assay, k, bool(peak), name, int(sums[-1, k, peak]), sums[i, k, peak] / sums[-1, k, peak])
-        for k, peak in np.argwhere(sums[-1] > 0).tolist()
+        (assay, k, bool(peak), name, int(counts[i, k, peak]), means[i, k, peak])
+        for k, peak in np.argwhere(counts[0] > 0).tolist()
         if k
         for i, name in enumerate(names)
     ]

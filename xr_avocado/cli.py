@@ -279,6 +279,29 @@ def qc(a: argparse.Namespace) -> None:
     _show(table, a.out)
 
 
+def segment(a: argparse.Namespace) -> None:
+    """Divide the genome into states by a fitted cube's factors, and write them as BED with colors."""
+    from xr_avocado import segment as verb
+    from xr_avocado.io.zarr import open_cube
+
+    frame = verb.segment(
+        open_cube(a.fitted), a.states, regions=a.regions, seed=a.seed, bed=a.out, as_="frame", progress=a.progress
+    )
+    print(f"{len(frame):,} runs of {frame['state'].nunique()} states in {a.out}")
+
+
+def report(a: argparse.Namespace) -> None:
+    """Write one self-contained HTML page about a cube and its model."""
+    from xr_avocado import report as verb
+    from xr_avocado.io.zarr import open_cube
+
+    truth = open_cube(a.truth) if a.truth else None
+    page = verb.report(
+        open_cube(a.cube), a.out, truth=truth, regions=a.region, genes=a.genes, device=a.device, progress=a.progress
+    )
+    print(page)
+
+
 def info(a: argparse.Namespace) -> None:
     """Say what a store holds."""
     from xr_avocado.io.zarr import open_cube
@@ -479,6 +502,23 @@ def _qc_options(add: Callable[..., Any]) -> None:
     add("--out", metavar="TSV", help="write the table there instead of showing it")
 
 
+def _segment_options(add: Callable[..., Any]) -> None:
+    add("fitted", metavar="FITTED", help="store that fit wrote")
+    add("out", metavar="OUT", help="BED file to write")
+    add("--states", type=int, default=10, metavar="N", help="number of states (default: 10)")
+    add("--regions", metavar="REGION", help="of these only: as chr1:1Mb-2Mb, or a BED file")
+    add("--seed", type=int, default=0, metavar="N", help="fixes the states (default: 0)")
+
+
+def _report_options(add: Callable[..., Any]) -> None:
+    add("cube", metavar="CUBE", help="any store that build or fit wrote")
+    add("out", metavar="OUT", help="HTML file to write")
+    add("--truth", metavar="CUBE", help="store with the tracks that were held out, to score and show them")
+    add("--region", action="append", metavar="REGION", help="an example locus; may be repeated (default: three chosen)")
+    add("--genes", metavar="BED", help="genes to draw below the loci")
+    _device_option(add)
+
+
 def _info_options(add: Callable[..., Any]) -> None:
     add("cube", metavar="CUBE", help="any store that build or fit wrote")
 
@@ -497,5 +537,7 @@ _COMMANDS: dict[str, tuple[Run, Callable[[Callable[..., Any]], None]]] = {
     "embed": (embed, _embed_options),
     "evaluate": (evaluate, _evaluate_options),
     "qc": (qc, _qc_options),
+    "segment": (segment, _segment_options),
+    "report": (report, _report_options),
     "info": (info, _info_options),
 }
