@@ -11,7 +11,7 @@ from xr_avocado import cube, datasets
 from xr_avocado.fit import Layout, load_panel
 from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextEnsemble, ContextNet
-from xr_avocado.model.context_training import ContextSampler
+from xr_avocado.model.context_training import ContextSampler, Task, task_error
 from xr_avocado.model.levels import SHRINKAGES, Levels
 
 QUICK = {
@@ -113,16 +113,36 @@ def test_what_is_hidden_is_not_read() -> None:
     random = torch.Generator().manual_seed(0)
     levels = Levels(*torch.rand(2, 5, 4, generator=random).add(0.5).numpy())
     net = ContextNet(TINY, levels, generator=random).eval()
-    torch.nn.init.normal_(net.out.weight, generator=random)
+    for out in (net.out, net.table_out):
+        torch.nn.init.normal_(out.weight, generator=random)
     signal = torch.rand(50, 5, 4, 3, generator=random)
     visible = (torch.rand(50, 5, 4, generator=random) > 0.4).float()
     celltype, assay = (torch.randint(n, (50, 3), generator=random) for n in (5, 4))
     bins = torch.arange(50)[:, None]
     visible[bins, celltype, assay] = 0
     other = torch.where(visible[..., None] > 0, signal, torch.rand(signal.shape, generator=random) * 9)
-    torch.testing.assert_close(net(signal, visible, celltype, assay), net(other, visible, celltype, assay))
+    torch.testing.assert_close(
+        net.readings(signal, visible, celltype, assay), net.readings(other, visible, celltype, assay)
+    )
     seen = torch.where(visible[..., None] > 0, signal + 1, signal)
-    assert (net(signal, visible, celltype, assay) != net(seen, visible, celltype, assay)).float().mean() > 0.9
+    changed = net.readings(signal, visible, celltype, assay) != net.readings(seen, visible, celltype, assay)
+    assert (changed.float().mean((1, 2)) > 0.9).all()
+
+
+def test_two_readers_are_trained_each_on_its_own_error_and_averaged(truth: xr.Dataset) -> None:
+    sampler, _ = sampler_of(truth)
+    net = ContextNet(TINY, Levels.of(sampler.panel, sampler.labels), generator=torch.Generator().manual_seed(0))
+    task = Task.draw(sampler, net.spread)
+    torch.testing.assert_close(net.eval()(*task.shown), net.readings(*task.shown).mean(0))
+    gradients = []
+    for offset in (0.0, 5.0):
+        # What one reader says does not change what the other learns.
+        torch.nn.init.constant_(net.out.bias, offset)
+        net.zero_grad()
+        task_error(net, task).backward()
+        gradients.append(net.table_out.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() > 0
 
 
 def test_targets_are_hidden_in_training(truth: xr.Dataset) -> None:

@@ -98,12 +98,12 @@ class Config:
     context_heads: int = 4
     context_assay_factors: int = 16
     context_members: int = 3
-    context_samples: int = 300_000
+    context_samples: int = 150_000
     context_batch: int = 512
-    context_mask: float = 0.4
+    context_mask: float = 0.1
     context_targets: int = 16
     context_celltypes: int = 16
-    context_dropout: float = 0.25
+    context_dropout: float = 0.4
     context_stretch: float = 1.15
     context_focus: float = 0.7
     context_learning_rate: float = 2e-3
@@ -156,8 +156,9 @@ class Config:
         for name in ("learning_rate", "genome_learning_rate", "factor_scale"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0; got {getattr(self, name)!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1); got {self.dropout!r}")
+        for name in ("dropout", "context_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)!r}")
 
     @property
     def inputs(self) -> int:

@@ -12,16 +12,20 @@ from torch.nn import functional
 from xr_avocado.model.config import Config
 from xr_avocado.model.levels import Levels
 
-__all__ = ["ContextEnsemble", "ContextNet"]
+__all__ = ["ContextEnsemble", "ContextNet", "n_columns"]
 
 
 class ContextNet(nn.Module):
-    """Average activity of the assay plus a correction read from the other tracks at the bin, at a few scales, all in standard units.
+    """Average activity of the assay plus a correction from the other tracks at the bin, at a few scales, all in standard units.
 
     Every track is measured in its own standard deviations from its own mean (``Levels``). For a target (cell type c, assay a) at a bin
     the correction reads three things: what else is known of c there (its other assays, a slot each); each other cell type d that has
     the assay, by what is known of d, of c and of the track itself; and the mean of every assay over the other cell types. The
     target itself is never among what is read. Cost a bin: what is known of each cell type is read once for all targets.
+
+    Two readers correct, and the mean of both is the prediction. One compares cell types, by what it has learnt to read in their tracks.
+    The other sees a plain table: c's own tracks, how they differ from the others' mean, and of the assay the mean, highest, lowest, and means
+    that favour cell types alike at the bin. Trained side by side, each on its own error, they err elsewhere.
 
     It holds nothing per position, so it cannot over-fit a small panel's bins and predicts where it never trained; and nothing per cell
     type, which is described by the levels of its tracks alone, so it cannot learn pairs of cell type and assay by heart.
@@ -63,9 +67,14 @@ class ContextNet(nn.Module):
         inputs = nodes + nodes // 2 + heads * scales + scales + n_a + nodes // 2
         self.hidden = nn.ModuleList([_linear(inputs, nodes, generator), _linear(nodes, nodes, generator)])
         self.out = _linear(nodes, 1, generator)
+        self.table = nn.ModuleList(
+            [_linear(n_columns(n_assays, config), nodes, generator), _linear(nodes, nodes, generator)]
+        )
+        self.table_out = _linear(nodes, 1, generator)
         # Start at the average itself: the network learns the difference.
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        for out in (self.out, self.table_out):
+            nn.init.zeros_(out.weight)
+            nn.init.zeros_(out.bias)
 
     def forward(
         self, signal: Tensor, visible: Tensor, celltype: Tensor, assay: Tensor, rows: Tensor | slice = slice(None)
@@ -83,44 +92,78 @@ class ContextNet(nn.Module):
         rows
             The cell types that the signal holds; by default all.
         """
+        return self.readings(signal, visible, celltype, assay, rows).mean(0)
+
+    def readings(
+        self, signal: Tensor, visible: Tensor, celltype: Tensor, assay: Tensor, rows: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """Predict as ``forward`` does, with each reader by itself: readers x bins x k."""
         level, spread = self.mean[rows], self.spread[rows]
         signal = (signal - level[..., None]) / spread[..., None] * visible[..., None]
         bins = torch.arange(len(signal), device=signal.device)[:, None]
-        tracks = functional.relu(self._read(signal, visible, level, spread))
-        # Means over the assays there are: at a pair never measured one more is known than training could show.
-        share = 2 * visible / visible.sum(2, keepdim=True).clamp(min=1)
-        known = (tracks * share[..., None]).flatten(2) @ self.slot + share @ self.slot_seen + self.slot_bias
-        known = functional.relu(known)
-        target, name = known[bins, celltype], self.assay[assay]
         column, seen = signal[bins, :, assay], visible[bins, :, assay]
-        count = seen.sum(2, keepdim=True).clamp(min=1)
-        average = column.sum(2) / count
-        weights, compared = self._compare(torch.cat([target, name], -1), known, tracks[bins, :, assay], seen)
-        read = torch.cat(
-            [
-                target,
-                torch.einsum("pkc,pkcf->pkf", seen / count, compared),
-                torch.einsum("pkch,pkcs->pkhs", weights, column).flatten(2),
-                average,
-                name,
-                functional.relu(self._others(signal, visible, bins, celltype)),
-            ],
-            -1,
-        )
-        for layer in self.hidden:
-            read = functional.relu(layer(read))
-            read = functional.dropout(read, self.config.context_dropout, self.training)
-        predicted = average[..., 0] + self.out(read).squeeze(-1)
+        average = column.sum(2) / seen.sum(2, keepdim=True).clamp(min=1)
+        tracks = self._relative(signal, visible)
+        others, name = self._others(signal, visible, bins, celltype), self.assay[assay]
+        compared = self._by_comparison(tracks, visible, level, spread, celltype, assay, column, seen)
+        far = _distance(signal, visible)[bins, celltype]
+        table = [
+            tracks[bins, celltype].flatten(2),
+            visible[bins, celltype],
+            *_range(column, seen),
+            *_alike(column, seen, far),
+        ]
+        read = [
+            self._head(self.hidden, self.out, [*compared, average, name, functional.relu(self.others(others))]),
+            self._head(self.table, self.table_out, [*table, average, name, others]),
+        ]
         stretch = 1.0 if self.training else self.config.context_stretch
+        predicted = average[..., 0] + torch.stack(read)
         return level[celltype, assay] + spread[celltype, assay] * stretch * predicted
 
-    def _read(self, signal: Tensor, visible: Tensor, level: Tensor, spread: Tensor) -> Tensor:
-        """Each track, and how it differs from the assay's mean over the other cell types: bins x cell types x assays x units."""
+    def _head(self, layers: Iterable[nn.Module], out: nn.Module, inputs: list[Tensor]) -> Tensor:
+        """Correct by what was read of each target: bins x k."""
+        read = torch.cat(inputs, -1)
+        for layer in layers:
+            read = functional.relu(layer(read))
+            read = _dropout(read, self.config.context_dropout) if self.training else read
+        return out(read).squeeze(-1)
+
+    def _by_comparison(
+        self,
+        tracks: Tensor,
+        visible: Tensor,
+        level: Tensor,
+        spread: Tensor,
+        celltype: Tensor,
+        assay: Tensor,
+        column: Tensor,
+        seen: Tensor,
+    ) -> list[Tensor]:
+        """What is known of each target's cell type, and what the others that have the assay tell of it."""
+        levels = torch.stack([spread.log(), level / spread], -1)
+        units = torch.einsum("pcas,asf->pcaf", tracks, self.read) + (self.read_bias + self.read_levels(levels))
+        units = functional.relu(units)
+        # Means over the assays there are: at a pair never measured one more is known than training could show.
+        share = 2 * visible / visible.sum(2, keepdim=True).clamp(min=1)
+        known = (units * share[..., None]).flatten(2) @ self.slot + share @ self.slot_seen + self.slot_bias
+        known = functional.relu(known)
+        bins = torch.arange(len(tracks), device=tracks.device)[:, None]
+        target = known[bins, celltype]
+        of_target = torch.cat([target, self.assay[assay]], -1)
+        weights, told = self._compare(of_target, known, units[bins, :, assay], seen)
+        share = seen / seen.sum(2, keepdim=True).clamp(min=1)
+        return [
+            target,
+            torch.einsum("pkc,pkcf->pkf", share, told),
+            torch.einsum("pkch,pkcs->pkhs", weights, column).flatten(2),
+        ]
+
+    def _relative(self, signal: Tensor, visible: Tensor) -> Tensor:
+        """Each track, and how it differs from the assay's mean over the other cell types: bins x cell types x assays x 2 scales."""
         count = visible.sum(1, keepdim=True) - visible
         others = (signal.sum(1, keepdim=True) - signal) / count.clamp(min=1)[..., None]
-        both = torch.cat([signal, (signal - others) * (visible * (count > 0))[..., None]], -1)
-        levels = torch.stack([spread.log(), level / spread], -1)
-        return torch.einsum("pcas,asf->pcaf", both, self.read) + (self.read_bias + self.read_levels(levels))
+        return torch.cat([signal, (signal - others) * (visible * (count > 0))[..., None]], -1)
 
     def _compare(self, target: Tensor, known: Tensor, tracks: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Each cell type as a source for a target: weights of its heads, 0 where it lacks the assay, and what it tells.
@@ -137,7 +180,7 @@ class ContextNet(nn.Module):
         count = visible.sum(1)[:, None] - visible[bins, celltype]
         total = signal.sum(1)[:, None] - signal[bins, celltype]
         mean = total / count.clamp(min=1)[..., None]
-        return self.others(torch.cat([mean.flatten(2), (count > 0).to(mean.dtype)], -1))
+        return torch.cat([mean.flatten(2), (count > 0).to(mean.dtype)], -1)
 
 
 class ContextEnsemble(nn.Module):
@@ -163,6 +206,50 @@ class ContextEnsemble(nn.Module):
     def forward(self, signal: Tensor, visible: Tensor, celltype: Tensor, assay: Tensor) -> Tensor:
         """Predict as `ContextNet` does."""
         return torch.stack([member(signal, visible, celltype, assay) for member in self.members]).mean(0)
+
+
+def n_columns(n_assays: int, config: Config) -> int:
+    """Columns of the plain table that a target is read from: those of every assay, and those of its own assay."""
+    scales = len(config.context_scales)
+    return n_assays * (3 * scales + 2) + 6 * scales + config.context_assay_factors
+
+
+def _range(column: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Highest and lowest of the tracks of a target's assay, 0 where there is none: each bins x k x scales."""
+    there, some = seen[..., None] > 0, seen.any(2)[..., None]
+    highest, lowest = column.masked_fill(~there, -torch.inf).amax(2), column.masked_fill(~there, torch.inf).amin(2)
+    return highest.masked_fill(~some, 0), lowest.masked_fill(~some, 0)
+
+
+def _distance(signal: Tensor, visible: Tensor) -> Tensor:
+    """How far each cell type is from each at a bin: bins x cell types x cell types x scales.
+
+    Root mean square difference of the assays that both have, peaks compressed; 1 where there are none.
+    """
+    tracks, there = signal.asinh().permute(0, 3, 1, 2), visible[:, None]
+    shared = there @ there.mT
+    squares = tracks.square() @ there.mT
+    far = (squares + squares.mT - 2 * tracks @ tracks.mT).clamp(min=0) / shared.clamp(min=1)
+    # Not quite 0, where a root has no slope and rounding is all there is.
+    return (far + 1e-4).sqrt().masked_fill(shared == 0, 1.0).permute(0, 2, 3, 1)
+
+
+def _alike(column: Tensor, seen: Tensor, far: Tensor) -> list[Tensor]:
+    """Means of the tracks of a target's assay that favour cell types near its own: each bins x k x scales.
+
+    Near at the same scale, a little and much favoured, and near at all scales.
+    """
+    unseen = (seen == 0)[..., None]
+    nearness = [-far, -3 * far, -3 * far.mean(-1, keepdim=True)]
+    return [(near.masked_fill(unseen, -1e4).softmax(2) * column).sum(2) for near in nearness]
+
+
+def _dropout(read: Tensor, rate: float) -> Tensor:
+    """Drop units: as torch does, by random bytes instead of floats, which on a processor took a sixth of training."""
+    dropped = min(255, round(256 * rate))
+    random = torch.empty(-(-read.numel() // 8), dtype=torch.int64, device=read.device).random_(-(2**63), None)
+    keep = random.view(torch.uint8)[: read.numel()].view_as(read) >= dropped
+    return read * (keep * (256 / (256 - dropped)))
 
 
 def _normal(shape: tuple[int, ...], scale: float, generator: torch.Generator | None) -> nn.Parameter:

@@ -12,8 +12,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from tqdm.auto import tqdm
 
 from xr_avocado.model.config import Config
-from xr_avocado.model.context import ContextNet
-from xr_avocado.model.context_training import ContextSampler, Task
+from xr_avocado.model.context import ContextNet, n_columns
+from xr_avocado.model.context_training import ContextSampler, Task, task_error
 from xr_avocado.model.levels import Levels
 from xr_avocado.model.sampling import Panel
 
@@ -27,7 +27,12 @@ def assay_of_parameters(net: ContextNet) -> Tensor:
     """Tell the assay that each parameter belongs to, in the order of ``parameters_to_vector``; -1 where to none."""
     n, scales = net.mean.shape[1], len(net.config.context_scales)
     # What is read of others: means of each assay at each scale, then whether there is one.
-    inputs = {"others.weight": torch.cat([torch.arange(n).repeat_interleave(scales), torch.arange(n)])}
+    others = torch.cat([torch.arange(n).repeat_interleave(scales), torch.arange(n)])
+    # The table begins with the target's own tracks, each twice at each scale, and which are seen, and ends with the others.
+    table = torch.full((n_columns(n, net.config),), -1)
+    own = torch.cat([torch.arange(n).repeat_interleave(2 * scales), torch.arange(n)])
+    table[: len(own)], table[-len(others) :] = own, others
+    inputs = {"others.weight": others, "table.0.weight": table}
     parts = []
     for name, parameter in net.named_parameters():
         of = torch.full(parameter.shape, -1)
@@ -129,8 +134,7 @@ def _train(net: ContextNet, sampler: ContextSampler, known: int, samples: int, b
             break
         optimizer.param_groups[0]["lr"] = rate * (0.02 + 0.49 * (1 + math.cos(math.pi * seen / samples)))
         task = _draw_new(sampler, net.spread, known) if number % 2 else Task.draw(sampler, net.spread)
-        error = (net(*task.shown) - task.truth).square()
-        loss = (error * task.weight).sum() / task.truth.numel()
+        loss = task_error(net, task)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -20,7 +20,7 @@ from xr_avocado.model.levels import Levels
 from xr_avocado.model.sampling import Panel
 from xr_avocado.model.state import as_arrays, moments, named, random_states, restore_moments, restore_random, under
 
-__all__ = ["ContextSampler", "TrainedContext", "train_context"]
+__all__ = ["ContextSampler", "Task", "TrainedContext", "task_error", "train_context"]
 
 logger = logging.getLogger("xr_avocado")
 
@@ -279,10 +279,15 @@ class Task(NamedTuple):
         return Task(tuple(x.to(device) for x in self.shown), self.truth.to(device), self.weight.to(device))
 
 
+def task_error(net: ContextNet, task: Task) -> Tensor:
+    """Mean squared error over the targets, weighted: of each reader by itself, since trained on their mean's they would err together."""
+    error = (net.readings(*task.shown) - task.truth).square().mean(0)
+    return (error * task.weight).sum() / task.truth.numel()
+
+
 def _step(net: ContextNet, sampler: ContextSampler, optimizer: torch.optim.Optimizer) -> tuple[int, Tensor]:
     task = Task.draw(sampler, net.spread.to(sampler.panel.device)).to(net.spread.device)
-    error = (net(*task.shown) - task.truth).square()
-    loss = (error * task.weight).sum() / task.truth.numel()
+    loss = task_error(net, task)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()

@@ -118,8 +118,10 @@ def predict_context(
     groups = [g for g in [(~own).nonzero().squeeze(1), *own.nonzero()] if len(g)]
     largest = max(len(g) for g in groups)
     tracks = n_celltypes * n_assays * config.context_units
-    targets = largest * (n_celltypes * (config.context_units + config.context_nodes) + 4 * config.context_nodes)
-    step = max(1, ACTIVATIONS // (tracks + targets))
+    scales = len(config.context_scales)
+    table = n_assays * (3 * scales + 2) + 3 * n_celltypes * scales
+    targets = largest * (n_celltypes * (config.context_units + config.context_nodes) + 4 * config.context_nodes + table)
+    step = max(1, ACTIVATIONS // (tracks + n_celltypes**2 * scales + targets))
     out = torch.empty(len(asked), len(rows[0]), device=device)
     for first in range(0, len(rows[0]), step):
         at = slice(first, first + step)
