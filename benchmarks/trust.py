@@ -2,7 +2,7 @@
 
     python benchmarks/trust.py [SECTION ...] [--scale 1.0] [--out docs/trust.md]
 
-Sections: files, cuts, chunks, kills, and what they were is in the table. Mutants are read in processes of their own, so that a crash
+Sections: files, cuts, chunks, build, fit, extend; what each does is in the table. Mutants are read in processes of their own, so that a crash
 or a hang is a row of the table. ``--scale 0.01`` is a quick look. Each section keeps its rows in the page until it is run again.
 """
 
@@ -12,12 +12,16 @@ import argparse
 import multiprocessing as mp
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +60,7 @@ def in_process(work: Callable[..., Iterator[tuple[str, str]]], *args: object) ->
     process.kill()
 
 
-def _send(pipe: object, work: Callable[..., Iterator[tuple[str, str]]], *args: object) -> None:
+def _send(pipe: Any, work: Callable[..., Iterator[tuple[str, str]]], *args: object) -> None:
     for result in work(*args):
         pipe.send(result)
     pipe.send(None)
@@ -131,7 +135,193 @@ def cuts(scale: float) -> Iterator[Row]:
         yield f"cut at every 4 KiB: {source.name}", results
 
 
-SECTIONS: dict[str, Callable[[float], Iterator[Row]]] = {"files": files, "cuts": cuts}
+# --- stores ------------------------------------------------------------------------------------------------------------------
+
+
+def chunks(scale: float) -> Iterator[Row]:
+    """Bits flipped in the files of a store; a chunk cut, a chunk gone."""
+    from xr_avocado import datasets
+    from xr_avocado.cube import CubeError
+    from xr_avocado.io.zarr import open_cube, to_zarr
+
+    rng, count = np.random.default_rng(0), max(int(1_000 * scale), 1)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "cube.zarr"
+        expected = to_zarr(datasets.simulate().isel(position=slice(0, 20_000)), store, progress=False).compute()
+        paths = sorted(path for path in store.rglob("*") if path.is_file())
+        metadata = [path for path in paths if path.name == "zarr.json"]
+        data = [path for path in paths if path.name != "zarr.json"]
+        for what, among in (("a bit of a chunk flipped", data), ("a chunk cut", data), ("a chunk gone", data)):
+            results: Counter[str] = Counter()
+            for path in rng.choice(np.array(among, object), count):
+                content = path.read_bytes()
+                _harm(path, content, what, rng)
+                try:
+                    same = open_cube(store).compute().identical(expected)
+                    results[damage.RIGHT if same else damage.WRONG] += 1
+                except CubeError as error:
+                    results[damage.ERROR if str(store) in str(error) else damage.WRONG] += 1
+                except Exception as error:  # noqa: BLE001
+                    print(f"WRONG: {path}: {error!r}", flush=True)
+                    results[damage.WRONG] += 1
+                path.write_bytes(content)
+            yield what, results
+        results = Counter()
+        for path in rng.choice(np.array(metadata, object), count):
+            content = path.read_bytes()
+            _harm(path, content, "a bit flipped", rng)
+            try:
+                # What is other and still a store is text that any editor could have written.
+                same = open_cube(store).compute().identical(expected)
+                results[damage.RIGHT if same else damage.UNDETECTABLE] += 1
+            except CubeError:
+                results[damage.ERROR] += 1
+            except Exception as error:  # noqa: BLE001
+                print(f"WRONG: {path}: {error!r}", flush=True)
+                results[damage.WRONG] += 1
+            path.write_bytes(content)
+        yield "a bit of the metadata (JSON text) flipped", results
+
+
+def _harm(path: Path, content: bytes, what: str, rng: np.random.Generator) -> None:
+    at = int(rng.integers(len(content)))
+    if "flipped" in what:
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << int(rng.integers(8))]) + content[at + 1 :])
+    elif "cut" in what:
+        path.write_bytes(content[:at])
+    else:
+        path.unlink()
+
+
+# --- kill -9 -----------------------------------------------------------------------------------------------------------------
+
+
+def killed(call: Callable[..., object], store: Path, seconds: float) -> float:
+    """Run a call in a process of its own, killed with its children some time after it began; return how long it ran."""
+    ours, theirs = mp.Pipe(duplex=False)
+    process = mp.get_context("spawn").Process(target=_begin, args=(theirs, call, store))
+    process.start()
+    ours.recv()
+    began = time.perf_counter()
+    process.join(seconds)
+    lasted = time.perf_counter() - began
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    return lasted
+
+
+def _begin(pipe: Any, call: Callable[..., object], store: Path) -> None:
+    os.setsid()
+    pipe.send("begun")
+    call(store=store)
+
+
+def kill_and_call_again(
+    what: str, call: Callable[..., object], same: Callable[[Path, Path], bool], scale: float
+) -> Row:
+    """Kill a call at random moments, call it again, and compare what it ends with to what an undisturbed one does."""
+    from xr_avocado.cube import CubeError
+    from xr_avocado.io.build import SheetError
+
+    rng, results, count = np.random.default_rng(0), Counter(), max(int(50 * scale), 1)
+    with tempfile.TemporaryDirectory() as name:
+        whole = Path(name) / "whole.zarr"
+        lasts = killed(call, whole, 3_600)
+        for i in range(count):
+            store = Path(name) / f"{i}.zarr"
+            killed(call, store, float(rng.uniform(0.02, 1.1)) * lasts)
+            try:
+                call(store=store)
+                right = same(store, whole) and not [n for n in os.listdir(name) if n.startswith(f".{store.name}")]
+                results[damage.RIGHT if right else damage.WRONG] += 1
+            except (CubeError, SheetError) as error:
+                print(f"ERROR after a kill: {error}", flush=True)
+                results[damage.WRONG] += 1
+            shutil.rmtree(store, ignore_errors=True)
+    return what, results
+
+
+def same_bytes(one: Path, other: Path) -> bool:
+    files = [
+        {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()} for store in (one, other)
+    ]
+    return files[0] == files[1]
+
+
+def same_values(one: Path, other: Path) -> bool:
+    from xr_avocado.io.zarr import open_cube
+
+    return bool(open_cube(one).compute().equals(open_cube(other).compute()))
+
+
+def build(scale: float) -> Iterator[Row]:
+    """build_cube, killed at random moments and called again."""
+    import pandas as pd
+
+    from xr_avocado.genome import GenomeBins
+    from xr_avocado.io.bigwig import write_bins
+    from xr_avocado.io.build import build_cube
+
+    sizes = {"chr1": 3_000_010}
+    with tempfile.TemporaryDirectory() as folder:
+        bins = GenomeBins.from_chromsizes(sizes)
+        paths = [f"{folder}/{i}.bw" for i in range(8)]
+        for i, path in enumerate(paths):
+            write_bins(path, bins, np.random.default_rng(i).gamma(0.5, 4, len(bins)), sizes, progress=False)
+        sheet = pd.DataFrame({"celltype": [f"C{i}" for i in range(8)], "assay": "A", "path": paths})
+        call = partial(build_cube, sheet, genome=sizes, n_jobs=2, progress=False)
+        yield kill_and_call_again("build_cube killed at a random moment, called again", call, same_bytes, scale)
+
+
+def fit(scale: float) -> Iterator[Row]:
+    """fit with a store, killed at random moments and called again."""
+    from xr_avocado.fit import fit as train
+
+    cube = _small_panel().isel(celltype=slice(4))
+    call = partial(train, cube, config=CONFIG, epochs=4, checkpoint_minutes=0, progress=False)
+    yield kill_and_call_again("fit(store=) killed at a random moment, called again", call, same_values, scale)
+
+
+def extend(scale: float) -> Iterator[Row]:
+    """extend with a store, killed at random moments and called again."""
+    from xr_avocado.extend import extend as learn
+    from xr_avocado.fit import fit as train
+
+    cube = _small_panel()
+    fitted = train(cube.isel(celltype=slice(4)), config=CONFIG, epochs=4, progress=False)
+    call = partial(learn, fitted, cube.isel(celltype=slice(4, None)), epochs=4, progress=False)
+    yield kill_and_call_again("extend(store=) killed at a random moment, called again", call, same_values, scale)
+
+
+CONFIG = {
+    "nodes": 16,
+    "layers": 1,
+    "context_members": 1,
+    "context_units": 8,
+    "context_nodes": 16,
+    "context_heads": 2,
+    "context_samples": 20_000,
+}
+
+
+def _small_panel() -> Any:
+    import torch
+
+    from xr_avocado import datasets
+
+    torch.set_num_threads(1)
+    return datasets.simulate(n_celltypes=6, n_assays=5, chromsizes={"chr1": 400_010})
+
+
+SECTIONS: dict[str, Callable[[float], Iterator[Row]]] = {
+    "files": files,
+    "cuts": cuts,
+    "chunks": chunks,
+    "build": build,
+    "fit": fit,
+    "extend": extend,
+}
 
 
 # --- the page ----------------------------------------------------------------------------------------------------------------
@@ -144,9 +334,10 @@ def row_of(section: str, what: str, results: Counter[str]) -> str:
 
 def update(page: Path, section: str, rows: list[str]) -> None:
     """Put a section's rows in the page's table, in place of those it has."""
-    text = page.read_text()
-    lines = [line for line in text.splitlines() if not line.startswith(f"| {section} |")]
-    end = max(i for i, line in enumerate(lines) if line.startswith("|"))
+    lines = [line for line in page.read_text().splitlines() if not line.startswith(f"| {section} |")]
+    end = next(i for i, line in enumerate(lines) if line.startswith("|---"))
+    while lines[end + 1].startswith("|"):
+        end += 1
     page.write_text("\n".join([*lines[: end + 1], *rows, *lines[end + 1 :]]) + "\n")
 
 

@@ -1,8 +1,6 @@
-"""Hypothesis strategies for the genome axis, and the plain model of it that tests compare with: a list of intervals."""
+"""The plain model of a genome axis that tests compare with, a list of intervals, and what is drawn beside the package's strategies."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,32 +8,22 @@ import xarray as xr
 from hypothesis import strategies as st
 
 from xr_avocado.genome import GenomeBins
-from xr_avocado.index import assign_bins
+from xr_avocado.testing import CHROMS, Interval, binsizes, cube_of, cubes, genome_bins, segment_tables
 
-Interval = tuple[str, int, int]
-CHROMS = ("chr1", "chr10", "chr2", "chrX", "7")
-
-
-@st.composite
-def segment_tables(draw: st.DrawFn, max_segments: int = 4, max_length: int = 90) -> list[Interval]:
-    """Segments as a genome axis takes them: chromosomes in any order, each one's segments ascending, some touching."""
-    table = []
-    for chrom in draw(st.lists(st.sampled_from(CHROMS), min_size=1, max_size=3, unique=True)):
-        end = 0
-        for _ in range(draw(st.integers(1, max_segments))):
-            start = end + draw(st.integers(0, 40))
-            end = start + draw(st.integers(1, max_length))
-            table.append((chrom, start, end))
-    return table
-
-
-def binsizes() -> st.SearchStrategy[int]:
-    return st.sampled_from([1, 3, 10, 25, 200])
-
-
-@st.composite
-def genome_bins(draw: st.DrawFn, **options: Any) -> GenomeBins:
-    return GenomeBins(draw(segment_tables(**options)), draw(binsizes()))
+__all__ = [
+    "CHROMS",
+    "Interval",
+    "binsizes",
+    "coordinates",
+    "cube_of",
+    "cubes",
+    "genome_bins",
+    "intervals_near",
+    "is_axis",
+    "rows_of",
+    "segment_tables",
+    "spell_out",
+]
 
 
 @st.composite
@@ -87,20 +75,3 @@ def is_axis(bins: list[Interval]) -> bool:
         if following in left or (following == chrom and start < end):
             return False
     return True
-
-
-def cube_of(bins: GenomeBins, *, n_celltypes: int = 2, n_assays: int = 2, seed: int = 0, **attrs: Any) -> xr.Dataset:
-    """A cube of random signal on these bins, every experiment observed."""
-    shape = (n_celltypes, n_assays, len(bins))
-    cube = xr.Dataset(
-        {
-            "signal": (("celltype", "assay", "position"), np.random.default_rng(seed).random(shape, np.float32)),
-            "observed": (("celltype", "assay"), np.ones(shape[:2], bool)),
-        },
-        coords={
-            "celltype": [f"C{i + 1}" for i in range(n_celltypes)],
-            "assay": [f"A{i + 1}" for i in range(n_assays)],
-        },
-        attrs={"transform": "arcsinh", **attrs},
-    )
-    return assign_bins(cube, bins)

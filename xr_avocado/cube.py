@@ -93,6 +93,8 @@ def check_cube(ds: xr.Dataset, *needs: Hashable) -> xr.Dataset:
     CubeError
         Where a dim, a label or a variable is missing, labels repeat, or the transform is unknown.
     """
+    if not isinstance(ds, xr.Dataset):
+        raise CubeError(f"a cube is an xarray.Dataset; got {type(ds).__name__}. Open a store with xr_avocado.open_cube")
     for dim in (CELLTYPE, ASSAY):
         if dim not in ds.coords or ds[dim].dims != (dim,):
             raise CubeError(

@@ -170,6 +170,9 @@ def fit(
     from xr_avocado.model.training import device_named, train
 
     check_cube(ds, SIGNAL)
+    if not ds.sizes[POSITION]:
+        raise CubeError("this cube has no bins to train on; choose another region")
+    _check_seed(seed)
     chosen = device_named(device)
     held = validation_tracks(ds, validation, seed=seed)
     trained_on = [pair for pair in experiments(ds) if pair not in set(held)]
@@ -219,6 +222,11 @@ def provenance(
         "trained_on": [list(pair) for pair in trained_on],
         "validation": [list(pair) for pair in held],
     }
+
+
+def _check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"seed is a whole number from 0; got {seed!r}")
 
 
 def resolve_config(

@@ -52,6 +52,8 @@ def folds_of(ds: xr.Dataset, folds: Any = "latin", *, seed: int = 0) -> list[lis
         chosen = layers if isinstance(folds, str) else _spread(layers, int(folds))
     else:
         chosen = [as_experiments(ds, fold) for fold in folds]
+    if not chosen:
+        raise CubeError("folds are an empty list; give 'latin', a number, or lists of (celltype, assay) pairs")
     for i, fold in enumerate(chosen, 1):
         _check(ds, i, fold)
     return chosen

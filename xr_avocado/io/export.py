@@ -121,6 +121,8 @@ def to_bigwig(
     sizes = _sizes(ds, bins)
     check_axis(bins, sizes, source="attrs['chromsizes']")
     chosen = _chosen(ds, variable, tracks)
+    if not isinstance(folder, str | os.PathLike) or "://" in str(folder):
+        raise CubeError(f"tracks are written to a folder of this machine; got {folder!r}")
     home = Path(os.path.abspath(folder))
     home.mkdir(parents=True, exist_ok=True)
     paths = dict(zip(chosen, _paths(home, chosen, variable), strict=True))
