@@ -22,6 +22,7 @@ from xr_avocado.cube import (
     check_cube,
 )
 from xr_avocado.plot_attributions import attribution_by_peaks, attributions
+from xr_avocado.plot_browser import browser_tracks
 from xr_avocado.plot_embedding import embedding
 from xr_avocado.plot_scores import loci, scores
 from xr_avocado.plot_style import COLORS, FAINT, INK, NAMES, OTHER_COLORS, new_axes, quiet
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "attribution_by_peaks",
     "attributions",
+    "browser_tracks",
     "embedding",
     "history",
     "loci",
