@@ -128,7 +128,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cube = xa.build_cube(
             a.folder / "samples.tsv", f"{folder}/pilot.zarr", genome="hg19", regions=regions, progress=False
-        )
+        ).load()
         scored = stretches(as_frame(regions), a.every)
         jobs = [joblib.delayed(run_fold)(cube, scored, latin_folds(cube)[k - 1], options) for k in a.folds]
         runs = joblib.Parallel(n_jobs=a.jobs)(jobs)

@@ -77,6 +77,12 @@ def test_slicing_commutes_with_imputing(fitted: xr.Dataset) -> None:
     )
 
 
+def test_a_cube_is_computed_whole_though_its_signal_is_lazy_too(fitted: xr.Dataset) -> None:
+    full = fitted.chunk({"position": 1_000}).avocado.impute()
+    np.testing.assert_array_equal(full.compute().imputed.values, full.imputed.values)
+    np.testing.assert_array_equal(full.load().imputed.values, full.imputed.values)
+
+
 def test_results_do_not_depend_on_chunks_or_scheduler(fitted: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     import xr_avocado.impute
     from xr_avocado.model import prediction

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from xr_avocado import datasets
+from xr_avocado import datasets, plot
 from xr_avocado.cube import CubeError
 from xr_avocado.error_table import ErrorTable
 
@@ -320,3 +320,20 @@ def test_cross_validation_calibrates_each_fold_for_intervals(truth: xr.Dataset) 
         [[("C1", "H3K4me1"), ("C2", "DNase")]], fit={"config": QUICK}, levels=[0.9], measures=["mse"], progress=False
     )
     assert table[table.method == "imputed"].coverage90.between(0.5, 1).all()
+
+
+def test_tracks_are_drawn_with_their_interval(calibrated: xr.Dataset) -> None:
+    import matplotlib.pyplot as plt
+
+    full = calibrated.avocado.impute().avocado.interval(0.8)
+    drawn = []
+    for ds in (full, full.drop_vars(["imputed_lower", "imputed_upper"])):
+        axes = plot.tracks(ds, "chr1:10,000-20,000", celltype="C2", assay="DNase", variables=["signal", "imputed"])
+        drawn.append([len(ax.patches) for ax in axes])
+        band = axes[1].patches[-1]
+        plt.close(axes[0].figure)
+        if ds is full:
+            here = full.avocado.sel("chr1:10,000-20,000").sel(celltype="C2", assay="DNase")
+            np.testing.assert_allclose(band.get_data().values, here.imputed_upper.values, atol=1e-5)
+            np.testing.assert_allclose(band.get_data().baseline, here.imputed_lower.values, atol=1e-5)
+    assert drawn == [[1, 2], [1, 1]]

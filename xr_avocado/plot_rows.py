@@ -25,7 +25,7 @@ HEIGHT = 0.62
 
 
 class Row(NamedTuple):
-    """One row of a figure: a layer of a pair, the height of each step, and the height that the pair's rows share."""
+    """One row of a figure: a layer of a pair, the height of each step, the height that the pair's rows share, and bounds, if any."""
 
     pair: Experiment
     name: str
@@ -33,6 +33,7 @@ class Row(NamedTuple):
     values: np.ndarray
     top: float
     first: bool
+    band: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class Steps(NamedTuple):
@@ -62,6 +63,9 @@ class Steps(NamedTuple):
 def draw_row(ax: Axes, row: Row, steps: Steps) -> None:
     """Draw a layer of a pair, with its name at the right and, on the pair's first row, the pair above."""
     ax.stairs(row.values, steps.edges, fill=True, color=row.color, linewidth=0)
+    if row.band is not None:
+        lower, upper = row.band
+        ax.stairs(upper, steps.edges, baseline=lower, fill=True, color=INK, alpha=0.25, linewidth=0)
     ax.set_ylim(0 if np.nanmin(row.values) >= 0 else float(np.nanmin(row.values)), 1.05 * row.top)
     ax.set_yticks([0, row.top], ["0", f"{row.top:.3g}"])
     quiet_row(ax, steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from xr_avocado.cube import (
     AVERAGE,
     CELLTYPE,
     IMPUTED,
+    IMPUTED_LOWER,
+    IMPUTED_UPPER,
     OBSERVED,
     SIGNAL,
     CubeError,
@@ -53,7 +55,8 @@ def tracks(
     """Draw tracks over a region, one row each: observed, imputed and average activity of a pair below one another.
 
     The rows of a pair share their vertical scale, so that heights compare. Regions of more than 2,000 bins are drawn as means of
-    neighbouring bins. Reads only the tracks and the region drawn.
+    neighbouring bins. Where the cube has an `interval`, its bounds are drawn over ``imputed`` (and averaged as it is, which does not make
+    them those of the averages). Reads only the tracks and the region drawn.
 
     Parameters
     ----------
@@ -96,7 +99,8 @@ def tracks(
     """
     names = _layers(ds, variables)
     wanted = _pairs(ds, celltype, assay, pairs)
-    here = select(ds[[OBSERVED, *names]], region)
+    bounds = [name for name in (IMPUTED_LOWER, IMPUTED_UPPER) if name in ds and IMPUTED in names]
+    here = select(ds[[OBSERVED, *names, *bounds]], region)
     bins = bins_of(here)
     if len(bins.chroms) != 1:
         raise GenomeError(f"a figure shows one chromosome; {region!r} lies on {', '.join(bins.chroms)}")
@@ -123,11 +127,25 @@ def _rows(here: xr.Dataset, pairs: list[Experiment], names: list[str], steps: St
         whole = {name: inverse(np.asarray(here[name].sel(pair._asdict()).values, float)) for name in names}
         values = {name: steps.mean(v) for name, v in whole.items()}
         drawn = {name: v for name, v in values.items() if np.isfinite(v).any()}
-        top = max((float(np.nanmax(v)) for v in drawn.values()), default=0.0) or 1.0
-        rows += [Row(pair, n, colors[n], v, top, first=i == 0) for i, (n, v) in enumerate(drawn.items())]
+        band = _band(here, pair, steps, inverse) if IMPUTED in drawn else None
+        heights = [*drawn.values(), *([] if band is None else band[1:])]
+        top = max((float(np.nanmax(v)) for v in heights), default=0.0) or 1.0
+        for i, (name, v) in enumerate(drawn.items()):
+            rows.append(Row(pair, name, colors[name], v, top, i == 0, band if name == IMPUTED else None))
     if not rows:
         raise CubeError(f"none of {', '.join(names)} has a value here for {', '.join(map(str, pairs[:5]))}")
     return rows
+
+
+def _band(
+    here: xr.Dataset, pair: Experiment, steps: Steps, inverse: Callable[[Any], Any]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Bounds of what is imputed for a pair, where the cube has them."""
+    if IMPUTED_LOWER not in here or IMPUTED_UPPER not in here:
+        return None
+    names = IMPUTED_LOWER, IMPUTED_UPPER
+    lower, upper = (steps.mean(inverse(np.asarray(here[n].sel(pair._asdict()).values, float))) for n in names)
+    return lower, upper
 
 
 def _layers(ds: xr.Dataset, variables: Sequence[str] | None) -> list[str]:
