@@ -51,6 +51,8 @@ LOOKED_AT = 200
 """Windows among which example loci are chosen."""
 SHOWN = 2
 """Tracks drawn at a locus."""
+WIDE = 11
+"""Inches from which a figure is too wide for a page."""
 MEASURES = ("mse", "gwcorr", "gwspear", "match1")
 
 STYLE = """
@@ -61,6 +63,7 @@ figure { margin: 1rem 0; overflow-x: auto; } img { max-width: 100%; height: auto
 .table { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; margin: .8rem 0; }
 th, td { padding: .2rem .9rem .2rem 0; text-align: left; vertical-align: top; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
 th { font-weight: 600; } tbody tr { border-top: 1px solid #eee; } pre { overflow-x: auto; background: #f6f6f6; padding: .8rem; font-size: .8rem; }
+img.wide { max-width: none; height: 26rem; }
 @media (max-width: 40rem) { img { min-width: 34rem; } body { padding: .6rem .7rem 3rem; } }
 @media print { nav { display: none; } h2, figure { break-inside: avoid; } }
 """
@@ -319,4 +322,6 @@ def _figure(ax: Any, caption: str) -> str:
     plt.close(figure)
     text = base64.b64encode(buffer.getvalue()).decode("ascii")
     alt = escape(caption, quote=True)
-    return f"<figure><img alt=\"{alt}\" src='data:image/png;base64,{text}'><figcaption>{escape(caption)}</figcaption></figure>\n"
+    # Of a figure much wider than a page nothing could be read: it keeps its size, and is scrolled.
+    kind = "wide" if figure.get_figwidth() > WIDE else "fits"
+    return f"<figure><img class='{kind}' alt=\"{alt}\" src='data:image/png;base64,{text}'><figcaption>{escape(caption)}</figcaption></figure>\n"
