@@ -345,5 +345,5 @@ def test_a_model_that_does_not_go_with_a_cube_is_refused(truth: xr.Dataset, fitt
         truth.avocado.coarsen(2).avocado.impute(model=fitted)
     with pytest.raises(CubeError, match="transform 'arcsinh', the cube has 'none'"):
         truth.assign_attrs(transform="none").avocado.impute(model=fitted)
-    with pytest.raises(CubeError, match="does not know celltype HeLa; it knows C1"):
-        truth.assign_coords(celltype=["C1", "C2", "C3", "C4", "HeLa"]).avocado.impute(model=fitted)
+    with pytest.raises(CubeError, match="does not know assay ATAC; it knows H3K4me3"):
+        truth.assign_coords(assay=["ATAC", *truth.assay.values[1:]]).avocado.impute(model=fitted)

@@ -200,9 +200,7 @@ PRESETS: Mapping[str, Config] = {
 def config_for(n_experiments: int) -> Config:
     """Choose sizes for a panel: small panels cannot feed the paper's network, and over-fit its genome factors."""
     if n_experiments < 60:
-        return Config(
-            celltype_factors=16, assay_factors=16, genome_factors=(8, 16, 24), layers=2, nodes=64, tracks_per_position=2
-        )
+        return Config(celltype_factors=16, assay_factors=16, genome_factors=(8, 16, 24), layers=2, nodes=64)
     if n_experiments < 400:
         return Config(celltype_factors=32, assay_factors=32, genome_factors=(16, 24, 32), layers=2, nodes=256)
     return Config()
