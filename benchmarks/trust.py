@@ -233,8 +233,10 @@ def kill_and_call_again(
             killed(call, store, float(rng.uniform(0.02, 1.1)) * lasts)
             try:
                 call(store=store)
-                right = same(store, whole) and not [n for n in os.listdir(name) if n.startswith(f".{store.name}")]
-                results[damage.RIGHT if right else damage.WRONG] += 1
+                left, equal = [n for n in os.listdir(name) if n.startswith(f".{store.name}")], same(store, whole)
+                results[damage.RIGHT if equal and not left else damage.WRONG] += 1
+                if left or not equal:
+                    print(f"WRONG: {what} {i}: equal {equal}, left beside it {left}", flush=True)
             except (CubeError, SheetError) as error:
                 print(f"ERROR after a kill: {error}", flush=True)
                 results[damage.WRONG] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -68,8 +69,6 @@ def open_cube(store: Any, *, chunks: Mapping[str, int] | None = None) -> xr.Data
             ds[name] = _as_float32(ds[name])
         elif variable.dtype.kind in "OTU" and variable.dims == (name,):
             ds = ds.assign_coords({name: (name, np.array(variable.values.tolist(), str), variable.attrs)})
-    if OBSERVED in ds:
-        ds[OBSERVED].load()
     # A folder lists its arrays in no order of its own.
     return check_cube(ds[sorted(ds.data_vars, key=lambda name: (name != SIGNAL, name != OBSERVED, str(name)))])
 
@@ -81,7 +80,12 @@ def _open(store: Any, chunks: Mapping[str, int] | None) -> xr.Dataset:
     else:
         files = store
     try:
-        ds = xr.open_zarr(files, consolidated=False, chunks={} if chunks is None else dict(chunks))
+        with warnings.catch_warnings():
+            # Of an array whose metadata is damaged or gone zarr only warns, and leaves it out.
+            warnings.filterwarnings("error", ".*is not recognized as a component of a Zarr hierarchy")
+            ds = xr.open_zarr(files, consolidated=False, chunks={} if chunks is None else dict(chunks))
+        if OBSERVED in ds:
+            ds[OBSERVED].load()
     except Exception as error:
         raise CubeError(f"{store} cannot be read as a zarr store: {type(error).__name__}: {error}") from error
     for variable in ds.variables.values():
