@@ -321,6 +321,15 @@ def killed_after(code: str, seconds: float) -> bool:
         return False
 
 
+def test_what_a_killed_write_left_is_removed_by_the_next_and_nothing_else_is(tmp_path, simulated):
+    (tmp_path / ".cube.zarr.0123abcd.tmp").mkdir()
+    mine = [".cube.zarr.notes.tmp", ".cube.zarr.0123abcd.tmp.old", ".other.zarr.0123abcd.tmp", "cube.zarr.0123abcd.tmp"]
+    for name in mine:
+        (tmp_path / name).mkdir()
+    to_zarr(simulated, tmp_path / "cube.zarr", progress=False)
+    assert sorted(os.listdir(tmp_path)) == sorted([*mine, "cube.zarr"])
+
+
 def files_of(store: Path) -> dict[str, bytes]:
     return {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()}
 

@@ -78,6 +78,9 @@ def swap_in(temporary: Path, target: Path) -> None:
 def sweep(target: Path) -> None:
     """Remove the temporary files that a killed process left beside ``target``."""
     for temporary in target.parent.glob(f".{glob.escape(target.name)}.????????.tmp*"):
+        # What was there before a replacement that was interrupted is no temporary file.
+        if temporary.suffix == ".old":
+            continue
         remove(temporary)
 
 

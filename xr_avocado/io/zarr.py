@@ -17,7 +17,7 @@ from xr_avocado.axis import coordinate_names
 from xr_avocado.cube import ASSAY, CELLTYPE, OBSERVED, POSITION, SIGNAL, CubeError, check_cube
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import assign_bins
-from xr_avocado.io.atomic import fitting, replacing, telling, unfinished
+from xr_avocado.io.atomic import fitting, replacing, sweep, telling, unfinished
 from xr_avocado.io.chunks import COUNTED, CheckedStore, count_chunks
 from xr_avocado.io.encoding import BINSIZE, FORMAT, PROVENANCE, SEGMENTS, VERSION, Precision, is_position, to_disk
 from xr_avocado.io.lock import only_one
@@ -202,6 +202,7 @@ def to_zarr(
     target = _target(store, overwrite=overwrite)
     plain, encoding = to_disk(check_cube(ds), precision=precision)
     with only_one(target), telling(target), replacing(target) as temporary, _bar(target.name, shown=progress):
+        sweep(target)
         plain.to_zarr(temporary, mode="w-", consolidated=False, zarr_format=3, encoding=encoding)
         count_chunks(temporary)
     return open_cube(target)
