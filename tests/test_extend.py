@@ -618,7 +618,7 @@ def test_a_cluster_learns_what_one_process_learns(
     new = xa.open_cube(tmp_path / "new.zarr")
     serial = extended(pilot, new, epochs=40)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         assert_same_model(extended(pilot, new, epochs=40, client=client), serial)

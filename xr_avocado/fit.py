@@ -161,7 +161,7 @@ def fit(
     --------
     >>> import xr_avocado as xa
     >>> cube = xa.datasets.simulate(n_celltypes=4, n_assays=4)
-    >>> fitted = cube.avocado.fit(epochs=1, progress=False)
+    >>> fitted = cube.avocado.fit(config={"epochs": 1, "context_samples": 5_000}, progress=False)
     >>> fitted.celltype_factors.dims
     ('celltype', 'celltype_factor')
     """

@@ -135,7 +135,8 @@ def impute(
     Examples
     --------
     >>> import xr_avocado as xa
-    >>> fitted = xa.datasets.simulate(n_celltypes=4, n_assays=4).avocado.fit(epochs=1, progress=False)
+    >>> quick = {"epochs": 1, "context_samples": 5_000}  # for this example; leave it out for real work
+    >>> fitted = xa.datasets.simulate(n_celltypes=4, n_assays=4).avocado.fit(config=quick, progress=False)
     >>> full = fitted.avocado.impute("C1")
     >>> full.avocado.sel("chr1:1,000-2,000").imputed.sel(celltype="C1").shape
     (4, 40)

@@ -106,7 +106,7 @@ def history(ds: xr.Dataset, *, ax: Axes | None = None) -> Axes:
     Examples
     --------
     >>> import xr_avocado as xa
-    >>> fitted = xa.datasets.simulate(n_celltypes=4, n_assays=4).avocado.fit(epochs=2, progress=False)
+    >>> fitted = xa.datasets.simulate(n_celltypes=4, n_assays=4).avocado.fit("small", epochs=2, progress=False)
     >>> xa.plot.history(fitted).get_xlabel()
     'epoch'
     """

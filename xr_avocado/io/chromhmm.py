@@ -82,7 +82,7 @@ def to_chromhmm(
     >>> cube = xa.datasets.simulate(n_celltypes=2, n_assays=2)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     files = cube.avocado.to_chromhmm(folder, variable="signal", progress=False)
-    ...     [line.split() for line in open(files.path[0]).read().splitlines()[:2]]
+    ...     [line.split() for line in Path(files.path[0]).read_text().splitlines()[:2]]
     [['C1', 'chr1'], ['H3K4me3', 'H3K27ac']]
     """
     if set(check_cube(ds, variable)[variable].dims) != set(DIMS):
