@@ -81,13 +81,16 @@ class Figures:
 class AvocadoAccessor:
     """Verbs on a cube of epigenomic signal; each returns a new object, so they chain.
 
-    Choose: ``sel`` a region, ``coarsen`` the bins, ``hold_out`` experiments. Model: ``fit``, ``impute`` tracks, ``extend`` by
-    cell types, assays and positions, ``embed`` bins, cell types and assays, ``average`` activity. ``calibrate`` its errors, ``interval`` of
-    what is imputed. Score: ``evaluate`` against truth, ``cross_validate``, ``variable_loci``,
-    ``relationships`` between marks, ``search`` for settings. Observed tracks: check them with ``qc``, bring them to one scale with
-    ``normalize`` (and back with ``denormalize``). Write: ``to_zarr``, ``to_bigwig``,
-    ``to_keras``; ``to_anndata`` for scanpy. Look: ``experiments`` that were run, ``bins`` of
-    the genome axis, and figures as ``plot.tracks``, ``plot.attributions`` and so on.
+    - Choose: ``sel`` a region, ``coarsen`` the bins, ``hold_out`` experiments.
+    - Check what was observed: ``qc``; bring a mark's tracks to one scale with ``normalize``, and back with ``denormalize``.
+    - Model: ``fit``; ``extend`` by cell types, assays and positions; ``search`` for settings.
+    - Impute: ``impute`` tracks; ``calibrate`` their errors, and the ``interval`` that follows; ``average`` activity to compare.
+    - Score: ``evaluate`` against truth, ``cross_validate``, ``variable_loci``, ``relationships`` between marks.
+    - Understand: ``embed`` bins, cell types and assays, ``attribute`` predictions, ``attribution_by_peaks``, ``segment`` the genome.
+    - Write: ``to_zarr``, ``to_bigwig``, ``to_keras``, ``to_chromhmm``; ``to_anndata`` for scanpy; a ``report`` for people.
+    - Look: ``experiments`` that were run, ``bins`` of the genome axis, and figures as ``plot.tracks``, ``plot.attributions`` and so on.
+
+    ``ds.avocado`` by itself shows what the cube holds.
     """
 
     def __init__(self, ds: xr.Dataset) -> None:
