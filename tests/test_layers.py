@@ -20,11 +20,15 @@ MODULES = {
 
 
 def layers() -> dict[str, int]:
-    """Read the drawing: one line a layer, ``folder/ a.py b.py     what it is``."""
+    """Read the drawing: a line says what a layer is, and indented below it are its modules: ``folder/ a.py b.py``."""
     drawing = (ROOT / "docs" / "design.md").read_text().split("## Layers")[1].split("```")[1]
     found: dict[str, int] = {}
-    for number, line in enumerate(drawing.strip().splitlines()):
+    number = -1
+    for line in drawing.strip().splitlines():
         folder = ""
+        if not line.startswith(" "):
+            number += 1
+            continue
         for word in line.split():
             if word.endswith("/"):
                 folder = word.replace("/", ".")
