@@ -22,6 +22,14 @@ def test_a_fitted_cube_says_what_its_model_is():
     assert "trained on 3 experiments, 1 set aside" in repr(fitted.avocado)
 
 
+def test_a_published_model_says_that_it_was_read(tmp_path):
+    fitted = xa.datasets.simulate(2, 2, {"chr1": 30_000}).avocado.fit(
+        "small", config={"average": False}, epochs=1, progress=False
+    )
+    fitted.avocado.to_keras(tmp_path / "model", progress=False)
+    assert "read from: published package; trained on" in repr(xa.read_keras(tmp_path / "model", genome={"chr1": 30_000}, chrom="chr1").avocado)
+
+
 def test_a_dataset_that_is_no_cube_says_why():
     assert repr(xr.Dataset().avocado).startswith("no cube")
     assert "no cube" in xr.Dataset({"<b>": 1}).avocado._repr_html_()

@@ -61,6 +61,8 @@ def _rows(ds: xr.Dataset) -> dict[str, str]:
 def _model(fitted: Any) -> str:
     if not fitted:
         return "none; train one with .avocado.fit(), or xr-avocado fit"
+    if "best_epoch" not in fitted:
+        return f"read from: {fitted.get('source', 'elsewhere')}; trained on {len(fitted['trained_on'])} experiments"
     return (
         f"trained on {len(fitted['trained_on'])} experiments, {len(fitted['validation'])} set aside, "
         f"epoch {fitted['best_epoch']} kept, seed {fitted['seed']}, version {fitted['version']}"
