@@ -196,9 +196,10 @@ def test_an_export_killed_alone_takes_its_writers_along_and_goes_on(full, tmp_pa
     process.kill()
     process.wait()
     with pytest.raises(ProcessLookupError):
-        for _ in range(500):
+        # A writer that is closing a file notices when that is done; on a busy machine that takes a while.
+        for _ in range(600):
             os.killpg(process.pid, 0)
-            time.sleep(0.02)
+            time.sleep(0.1)
     assert not list(out.glob("*.bw")) and not list(out.glob(".*.tmp")), "neither files nor halves of files"
     kept = pieces()[0]
     np.save(kept, np.full_like(np.load(kept), 3.0))
