@@ -27,7 +27,9 @@ def test_a_published_model_says_that_it_was_read(tmp_path):
         "small", config={"average": False}, epochs=1, progress=False
     )
     fitted.avocado.to_keras(tmp_path / "model", progress=False)
-    assert "read from: published package; trained on" in repr(xa.read_keras(tmp_path / "model", genome={"chr1": 30_000}, chrom="chr1").avocado)
+    assert "read from: published package; trained on" in repr(
+        xa.read_keras(tmp_path / "model", genome={"chr1": 30_000}, chrom="chr1").avocado
+    )
 
 
 def test_a_dataset_that_is_no_cube_says_why():
