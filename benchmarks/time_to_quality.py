@@ -1,6 +1,6 @@
 """Time to quality on real tracks: held-out error against CPU seconds of training, beside average activity and the best baseline.
 
-``python benchmarks/time_to_quality.py [ROADMAP_PILOT_FOLDER] [--fold 1]`` builds the cube, hides the fold's five tracks, trains the default
+``python benchmarks/time_to_quality.py [ROADMAP_PILOT_FOLDER] [--folds 1 2 3 4]`` builds the cube, hides a fold's five tracks, trains the default
 model's context term, which is what imputes, on the other fifteen with one thread, and takes a snapshot of it along the way. Each snapshot then
 imputes the five on an even tenth of the blocks; its MSE is printed with the CPU seconds of training that led to it (reading the
 tracks into memory apart, setting up of training included), beside the MSE there of the baselines, fitted on all positions, and
@@ -106,7 +106,7 @@ def passed(points: pd.DataFrame, error: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parents[2] / "shared/data/roadmap_pilot")
-    parser.add_argument("--fold", type=int, default=1, choices=[1, 2, 3, 4])
+    parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3, 4], choices=[1, 2, 3, 4])
     parser.add_argument("--seconds", type=float, default=60, help="CPU seconds of training, at most (default: 60)")
     parser.add_argument(
         "--config", type=json.loads, default={}, help="settings as JSON, as '{\"context_samples\": 100000}'"
@@ -126,13 +126,20 @@ def main() -> None:
             regions=a.folder / "pilot_regions.hg19.bed",
             progress=False,
         )
-        points, errors = curve(cube, latin_folds(cube)[a.fold - 1], a.config, a.seconds, a.seed)
-    print(f"fold {a.fold}, one thread, torch {torch.__version__}: mean over 5 held-out tracks, a tenth of the blocks\n")
+        figures = {}
+        for fold in a.folds:
+            points, errors = curve(cube, latin_folds(cube)[fold - 1], a.config, a.seconds, a.seed)
+            report(fold, points, errors)
+            figures[f"fold {fold}"] = {"curve": points.to_dict("records"), "baselines": errors.to_dict()}
+            if a.json:
+                a.json.write_text(json.dumps(figures, indent=1))
+
+
+def report(fold: int, points: pd.DataFrame, errors: pd.Series) -> None:
+    print(f"\nfold {fold}, one thread, torch {torch.__version__}: mean over 5 held-out tracks, a tenth of the blocks\n")
     print(points.round({"cpu seconds": 1, "mse": 4}).to_string(index=False))
     for name, error in errors.items():
-        print(f"{name:<10} mse {error:.4f}: {passed(points, error)}")
-    if a.json:
-        a.json.write_text(json.dumps({"curve": points.to_dict("records"), "baselines": errors.to_dict()}, indent=1))
+        print(f"{name:<10} mse {error:.4f}: {passed(points, error)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import xarray as xr
 
 from xr_avocado import cube, datasets
 from xr_avocado.fit import Layout, load_panel
+from xr_avocado.model import context_training
 from xr_avocado.model.config import Config
-from xr_avocado.model.context import ContextEnsemble, ContextNet
-from xr_avocado.model.context_training import ContextSampler, Task, task_error
+from xr_avocado.model.context import ContextEnsemble, ContextNet, KnownTracks
+from xr_avocado.model.context_training import ContextSampler, Task, learn, task_error
 from xr_avocado.model.levels import SHRINKAGES, Levels
 
 QUICK = {
@@ -145,6 +146,55 @@ def test_two_readers_are_trained_each_on_its_own_error_and_averaged(truth: xr.Da
     assert gradients[0].abs().max() > 0
 
 
+@pytest.mark.parametrize(("rows", "fails"), [(1, False), (60, False), (60, True)])
+def test_a_step_in_pieces_is_the_step(
+    truth: xr.Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, rows: int, fails: bool
+) -> None:
+    config = TINY.updated({"context_dropout": 0.0, "context_batch": 40})
+    sampler, _ = sampler_of(truth, config)
+    net = ContextNet(config, Levels.of(sampler.panel, sampler.labels), generator=torch.Generator().manual_seed(0))
+    task = Task.draw(sampler, net.spread)
+    expected = task_error(net, task) / task.truth.numel()
+    expected.backward()
+    gradients = [parameter.grad.clone() for parameter in net.parameters()]
+    readings, sizes = ContextNet.readings, []
+
+    def small(net: ContextNet, signal: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(signal))
+        # Not the first piece of a step, so that some of its gradients are there already.
+        if fails and len(sizes) == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return readings(net, signal, *rest)
+
+    monkeypatch.setattr(context_training, "ROWS", rows)
+    monkeypatch.setattr(ContextNet, "readings", small)
+    got = learn(net, task)
+    torch.testing.assert_close(got, expected.detach())
+    for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    assert sizes[0] < 40 and (sizes[-2] < sizes[0]) == fails == len(caplog.records)
+
+
+def test_out_of_memory_halves_what_the_context_term_predicts_at_once(
+    fitted: xr.Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    part = fitted.avocado.sel("chr2")
+    whole = part.avocado.impute().imputed.values
+    begin, sizes = KnownTracks.__init__, []
+
+    def small(known: KnownTracks, net: ContextEnsemble, signal: torch.Tensor, visible: torch.Tensor) -> None:
+        sizes.append(len(signal))
+        if len(signal) > 100:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        begin(known, net, signal, visible)
+
+    monkeypatch.setattr(KnownTracks, "__init__", small)
+    with caplog.at_level("WARNING"):
+        np.testing.assert_allclose(part.avocado.impute().imputed, whole, atol=1e-5)
+    assert sizes[0] > 100 >= sizes[-2]
+    assert [record.message.split(":")[0] for record in caplog.records] == ["out of memory on the device"]
+
+
 def test_targets_are_hidden_in_training(truth: xr.Dataset) -> None:
     sampler, _ = sampler_of(truth)
     slots, _ = sampler.draw(200)
@@ -228,6 +278,28 @@ def test_imputing_is_the_term_on_what_the_cube_shows(fitted: xr.Dataset, hidden:
         labels = torch.full((len(signal), 1), celltype), torch.full((len(signal), 1), assay)
         expected = net.eval()(signal, seen, *labels).detach().numpy()[:, 0]
         np.testing.assert_allclose(imputed[celltype, assay], expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_track_left_out_is_a_track_that_was_not_there(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    signal = 3 * torch.randn(7, 4, 3, 3, generator=random)
+    visible = (torch.rand(7, 4, 3, generator=random) > 0.3).float()
+    # One that is alone in its column and in its row, and bins that lack the target.
+    visible[0], visible[0, 2, 1] = 0, 1
+    levels = Levels(np.ones((4, 3), np.float32), np.full((4, 3), 2.0, np.float32))
+    net = ContextEnsemble([ContextNet(TINY, levels, generator=random) for _ in range(2)]).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=random)
+    for assay in range(3):
+        celltype, of_assay = torch.arange(4).expand(7, -1), torch.full((7, 4), assay)
+        with torch.inference_mode():
+            got = KnownTracks(net, signal, visible).predict_visible(celltype, of_assay)
+        for c in range(4):
+            hidden = visible.clone()
+            hidden[:, c, assay] = 0
+            expected = torch.stack([m(signal, hidden, celltype[:, [c]], of_assay[:, [c]]) for m in net.members]).mean(0)
+            torch.testing.assert_close(got[:, [c]], expected.detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_no_track_is_read_for_its_own_imputation(fitted: xr.Dataset) -> None:

@@ -6,6 +6,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from xr_avocado import datasets
@@ -96,6 +97,41 @@ def test_results_do_not_depend_on_chunks_or_scheduler(fitted: xr.Dataset, monkey
     np.testing.assert_allclose(chunked.values, whole, atol=1e-5)
     with dask.config.set(scheduler="synchronous"):
         np.testing.assert_allclose(chunked.values, whole, atol=1e-5)
+
+
+def test_out_of_memory_halves_what_is_predicted_at_once_and_nothing_else(
+    fitted: xr.Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from xr_avocado.model.network import AvocadoNet
+
+    whole = fitted.avocado.impute().imputed.values
+    above, sizes = AvocadoNet.above, []
+
+    def small(net: AvocadoNet, hidden: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(hidden))
+        if len(hidden) > 1_000:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return above(net, hidden)
+
+    monkeypatch.setattr(AvocadoNet, "above", small)
+    imputed = fitted.avocado.impute().imputed
+    with caplog.at_level("WARNING"):
+        np.testing.assert_allclose(imputed.values, whole, atol=1e-5)
+        failed = [size for size in sizes if size > 1_000]
+        np.testing.assert_allclose(imputed.values, whole, atol=1e-5)
+    assert failed and failed == [size for size in sizes if size > 1_000], "what failed once is not tried again"
+    assert [record.message.split(":")[0] for record in caplog.records] == ["out of memory on the device"]
+
+
+def test_out_of_memory_with_one_position_is_told(fitted: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    from xr_avocado.model.network import AvocadoNet
+
+    def never(*_: object) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AvocadoNet, "above", never)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        fitted.avocado.impute().imputed[0, 0].values  # noqa: B018
 
 
 def test_the_layer_travels_to_other_processes(fitted: xr.Dataset) -> None:

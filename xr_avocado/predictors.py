@@ -79,6 +79,12 @@ class Predictor(ABC):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_built": []}
 
+    def __copy__(self) -> Predictor:
+        # Not by way of the state, which leaves the network out.
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        return view
+
     @abstractmethod
     def predict(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
         """Predict pairs (indices) at the positions of a slice of rows: pairs x positions."""

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xr_avocado.model.config import Config
+from xr_avocado.model.halving import Halving
 from xr_avocado.model.levels import Levels
+from xr_avocado.model.shown import Shown, Tracks, differing_in
 
-__all__ = ["ContextEnsemble", "ContextNet", "n_columns"]
+__all__ = ["ContextEnsemble", "ContextNet", "KnownTracks", "n_columns"]
 
 
 class ContextNet(nn.Module):
@@ -45,7 +47,7 @@ class ContextNet(nn.Module):
 
     def __init__(self, config: Config, levels: Levels, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.halving = config, Halving()
         self.register_buffer("mean", torch.from_numpy(levels.mean), persistent=False)
         self.register_buffer("spread", torch.from_numpy(levels.spread), persistent=False)
         scales, units, nodes = len(config.context_scales), config.context_units, config.context_nodes
@@ -98,28 +100,68 @@ class ContextNet(nn.Module):
         self, signal: Tensor, visible: Tensor, celltype: Tensor, assay: Tensor, rows: Tensor | slice = slice(None)
     ) -> Tensor:
         """Predict as ``forward`` does, with each reader by itself: readers x bins x k."""
-        level, spread = self.mean[rows], self.spread[rows]
-        signal = (signal - level[..., None]) / spread[..., None] * visible[..., None]
-        bins = torch.arange(len(signal), device=signal.device)[:, None]
-        column, seen = signal[bins, :, assay], visible[bins, :, assay]
-        average = column.sum(2) / seen.sum(2, keepdim=True).clamp(min=1)
-        tracks = self._relative(signal, visible)
-        others, name = self._others(signal, visible, bins, celltype), self.assay[assay]
-        compared = self._by_comparison(tracks, visible, level, spread, celltype, assay, column, seen)
-        far = _distance(signal, visible)[bins, celltype]
-        table = [
-            tracks[bins, celltype].flatten(2),
-            visible[bins, celltype],
-            *_range(column, seen),
-            *_alike(column, seen, far),
-        ]
+        tracks = Tracks.of(signal, visible, self.mean[rows], self.spread[rows])
+        shown = tracks.shown(celltype, assay)
+        units = self.units(tracks)
+        return self.read_shown(shown, functional.relu(self.known(units, visible)), _of_assay(units, assay))
+
+    def read_shown(self, shown: Shown, known: Tensor, units: Tensor) -> Tensor:
+        """Predict with each reader by itself: readers x bins x k.
+
+        Parameters
+        ----------
+        shown
+            The targets.
+        known
+            What is known of each cell type: bins x cell types x nodes, or of each for each target, bins x k x cell types x nodes.
+        units
+            The tracks of each target's assay, as read: bins x k x cell types x units.
+        """
+        name, others = self.assay[shown.assay], shown.others
+        compared = self._by_comparison(shown, known if known.ndim == 4 else known[:, None], units)
         read = [
-            self._head(self.hidden, self.out, [*compared, average, name, functional.relu(self.others(others))]),
-            self._head(self.table, self.table_out, [*table, average, name, others]),
+            self._head(self.hidden, self.out, [*compared, shown.average, name, functional.relu(self.others(others))]),
+            self._head(self.table, self.table_out, [*shown.table, shown.average, name, others]),
         ]
         stretch = 1.0 if self.training else self.config.context_stretch
-        predicted = average[..., 0] + torch.stack(read)
-        return level[celltype, assay] + spread[celltype, assay] * stretch * predicted
+        return shown.level + shown.spread * stretch * (shown.average[..., 0] + torch.stack(read))
+
+    def units(self, tracks: Tracks) -> Tensor:
+        """Read each track by itself: bins x cell types x assays x units."""
+        units = torch.einsum("pcas,asf->pcaf", tracks.differing, self.read)
+        return functional.relu(units + self._bias_of_units(tracks))
+
+    def _bias_of_units(self, tracks: Tracks) -> Tensor:
+        levels = torch.stack([tracks.spread.log(), tracks.level / tracks.spread], -1)
+        return self.read_bias + self.read_levels(levels)
+
+    def known(self, units: Tensor, visible: Tensor) -> Tensor:
+        """Read all tracks of each cell type together, before the ReLU: bins x cell types x nodes."""
+        share = _share(visible)
+        return (units * share[..., None]).flatten(2) @ self.slot + share @ self.slot_seen + self.slot_bias
+
+    def known_without(self, tracks: Tracks, units: Tensor, shown: Shown) -> tuple[Tensor, Tensor]:
+        """What is known, and the units of the assay, if each target was not read; targets (bins x k) are of one assay.
+
+        Two things change: the assay's tracks differ from another mean, and the target's cell type has a track less. What the other assays tell
+        is summed once for all targets, so that no rounding depends on a target's own track.
+        """
+        bins, assay, own = (
+            torch.arange(len(units), device=units.device)[:, None],
+            int(shown.assay[0, 0]),
+            shown.celltype,
+        )
+        visible, slot = tracks.visible.clone(), self.slot.unflatten(0, (-1, units.shape[-1])).clone()
+        visible[:, :, assay], of_assay, slot[assay] = 0, slot[assay].clone(), 0
+        rest = (units * visible[..., None]).flatten(2) @ slot.flatten(0, 1) + visible @ self.slot_seen
+        here, count = tracks.visible[:, :, assay, None], tracks.visible.sum(2, keepdim=True)
+        weight = 2 / count.clamp(min=1)
+        after = functional.relu_(differing_in(shown) @ self.read[assay] + self._bias_of_units(tracks)[:, assay])
+        known = (after * (here * weight)[:, None]) @ of_assay
+        known += (weight * (rest + here * self.slot_seen[assay]) + self.slot_bias)[:, None]
+        mine = 2 / (count - here).clamp(min=1)[bins, own] * rest[bins, own] + self.slot_bias
+        known.scatter_(2, own[..., None, None].expand(*own.shape, 1, mine.shape[-1]), mine[:, :, None])
+        return functional.relu_(known), after
 
     def _head(self, layers: Iterable[nn.Module], out: nn.Module, inputs: list[Tensor]) -> Tensor:
         """Correct by what was read of each target: bins x k."""
@@ -129,58 +171,29 @@ class ContextNet(nn.Module):
             read = _dropout(read, self.config.context_dropout) if self.training else read
         return out(read).squeeze(-1)
 
-    def _by_comparison(
-        self,
-        tracks: Tensor,
-        visible: Tensor,
-        level: Tensor,
-        spread: Tensor,
-        celltype: Tensor,
-        assay: Tensor,
-        column: Tensor,
-        seen: Tensor,
-    ) -> list[Tensor]:
+    def _by_comparison(self, shown: Shown, known: Tensor, units: Tensor) -> list[Tensor]:
         """What is known of each target's cell type, and what the others that have the assay tell of it."""
-        levels = torch.stack([spread.log(), level / spread], -1)
-        units = torch.einsum("pcas,asf->pcaf", tracks, self.read) + (self.read_bias + self.read_levels(levels))
-        units = functional.relu(units)
-        # Means over the assays there are: at a pair never measured one more is known than training could show.
-        share = 2 * visible / visible.sum(2, keepdim=True).clamp(min=1)
-        known = (units * share[..., None]).flatten(2) @ self.slot + share @ self.slot_seen + self.slot_bias
-        known = functional.relu(known)
-        bins = torch.arange(len(tracks), device=tracks.device)[:, None]
-        target = known[bins, celltype]
-        of_target = torch.cat([target, self.assay[assay]], -1)
-        weights, told = self._compare(of_target, known, units[bins, :, assay], seen)
-        share = seen / seen.sum(2, keepdim=True).clamp(min=1)
+        bins, of = (torch.arange(n, device=known.device) for n in known.shape[:2])
+        target = known[bins[:, None], of, shown.celltype]
+        of_target = torch.cat([target, self.assay[shown.assay]], -1)
+        weights, told = self._compare(of_target, known, units, shown.seen)
+        share = shown.seen / shown.seen.sum(2, keepdim=True).clamp(min=1)
         return [
             target,
             torch.einsum("pkc,pkcf->pkf", share, told),
-            torch.einsum("pkch,pkcs->pkhs", weights, column).flatten(2),
+            torch.einsum("pkch,pkcs->pkhs", weights, shown.column).flatten(2),
         ]
-
-    def _relative(self, signal: Tensor, visible: Tensor) -> Tensor:
-        """Each track, and how it differs from the assay's mean over the other cell types: bins x cell types x assays x 2 scales."""
-        count = visible.sum(1, keepdim=True) - visible
-        others = (signal.sum(1, keepdim=True) - signal) / count.clamp(min=1)[..., None]
-        return torch.cat([signal, (signal - others) * (visible * (count > 0))[..., None]], -1)
 
     def _compare(self, target: Tensor, known: Tensor, tracks: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Each cell type as a source for a target: weights of its heads, 0 where it lacks the assay, and what it tells.
 
         Both are bins x k x cell types x (heads or units).
         """
-        token = self.of_target(target)[:, :, None] + self.of_other(known)[:, None] + self.of_track(tracks)
-        token = functional.relu(token)
+        token = self.of_target(target)[:, :, None] + self.of_other(known)
+        token += self.of_track(tracks)
+        token = functional.relu_(token)
         weights = self.weight(token).masked_fill(seen[..., None] == 0, -1e4).softmax(2)
-        return weights * (seen.sum(2) > 0)[..., None, None], functional.relu(self.compared(token))
-
-    def _others(self, signal: Tensor, visible: Tensor, bins: Tensor, celltype: Tensor) -> Tensor:
-        """Mean of every assay over the cell types other than the target's, and whether there is one."""
-        count = visible.sum(1)[:, None] - visible[bins, celltype]
-        total = signal.sum(1)[:, None] - signal[bins, celltype]
-        mean = total / count.clamp(min=1)[..., None]
-        return torch.cat([mean.flatten(2), (count > 0).to(mean.dtype)], -1)
+        return weights * (seen.sum(2) > 0)[..., None, None], functional.relu_(self.compared(token))
 
 
 class ContextEnsemble(nn.Module):
@@ -196,7 +209,7 @@ class ContextEnsemble(nn.Module):
 
     def __init__(self, members: Iterable[ContextNet]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.members, self.halving = nn.ModuleList(members), Halving()
 
     @property
     def first(self) -> ContextNet:
@@ -205,43 +218,62 @@ class ContextEnsemble(nn.Module):
 
     def forward(self, signal: Tensor, visible: Tensor, celltype: Tensor, assay: Tensor) -> Tensor:
         """Predict as `ContextNet` does."""
-        return torch.stack([member(signal, visible, celltype, assay) for member in self.members]).mean(0)
+        return KnownTracks(self, signal, visible).predict(celltype, assay)
+
+
+class KnownTracks:
+    """What an ensemble knows of the tracks at some bins: targets are predicted from it, a few at a time.
+
+    What does not depend on the target is computed once for all of them, and what depends on no parameter once for all members.
+
+    Parameters
+    ----------
+    net
+        The ensemble.
+    signal, visible
+        As `ContextNet` takes them.
+    """
+
+    def __init__(self, net: ContextEnsemble, signal: Tensor, visible: Tensor) -> None:
+        self.tracks = Tracks.of(signal, visible, net.first.mean, net.first.spread)
+        self.members = [cast(ContextNet, member) for member in net.members]
+        self.units = [member.units(self.tracks) for member in self.members]
+        self.known = [member.known(units, visible) for member, units in zip(self.members, self.units, strict=True)]
+
+    def predict(self, celltype: Tensor, assay: Tensor) -> Tensor:
+        """Predict targets that are not visible (bins x k): bins x k."""
+        shown = self.tracks.shown(celltype, assay)
+        parts = [
+            member.read_shown(shown, functional.relu(known), _of_assay(units, assay))
+            for member, units, known in zip(self.members, self.units, self.known, strict=True)
+        ]
+        return torch.stack(parts).mean((0, 1))
+
+    def predict_visible(self, celltype: Tensor, assay: Tensor) -> Tensor:
+        """Predict targets that are visible, all of one assay (bins x k), each as if it was not: bins x k."""
+        shown = self.tracks.shown_without(celltype, assay)
+        parts = [
+            member.read_shown(shown, *member.known_without(self.tracks, units, shown))
+            for member, units in zip(self.members, self.units, strict=True)
+        ]
+        return torch.stack(parts).mean((0, 1))
+
+
+def _share(visible: Tensor) -> Tensor:
+    """Weights of a cell type's tracks."""
+    # Means over the assays there are: at a pair never measured one more is known than training could show.
+    return 2 * visible / visible.sum(2, keepdim=True).clamp(min=1)
+
+
+def _of_assay(units: Tensor, assay: Tensor) -> Tensor:
+    """Those of each target's assay: bins x k x cell types x units."""
+    return units[torch.arange(len(units), device=units.device)[:, None], :, assay]
 
 
 def n_columns(n_assays: int, config: Config) -> int:
     """Columns of the plain table that a target is read from: those of every assay, and those of its own assay."""
     scales = len(config.context_scales)
     return n_assays * (3 * scales + 2) + 6 * scales + config.context_assay_factors
-
-
-def _range(column: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Highest and lowest of the tracks of a target's assay, 0 where there is none: each bins x k x scales."""
-    there, some = seen[..., None] > 0, seen.any(2)[..., None]
-    highest, lowest = column.masked_fill(~there, -torch.inf).amax(2), column.masked_fill(~there, torch.inf).amin(2)
-    return highest.masked_fill(~some, 0), lowest.masked_fill(~some, 0)
-
-
-def _distance(signal: Tensor, visible: Tensor) -> Tensor:
-    """How far each cell type is from each at a bin: bins x cell types x cell types x scales.
-
-    Root mean square difference of the assays that both have, peaks compressed; 1 where there are none.
-    """
-    tracks, there = signal.asinh().permute(0, 3, 1, 2), visible[:, None]
-    shared = there @ there.mT
-    squares = tracks.square() @ there.mT
-    far = (squares + squares.mT - 2 * tracks @ tracks.mT).clamp(min=0) / shared.clamp(min=1)
-    # Not quite 0, where a root has no slope and rounding is all there is.
-    return (far + 1e-4).sqrt().masked_fill(shared == 0, 1.0).permute(0, 2, 3, 1)
-
-
-def _alike(column: Tensor, seen: Tensor, far: Tensor) -> list[Tensor]:
-    """Means of the tracks of a target's assay that favour cell types near its own: each bins x k x scales.
-
-    Near at the same scale, a little and much favoured, and near at all scales.
-    """
-    unseen = (seen == 0)[..., None]
-    nearness = [-far, -3 * far, -3 * far.mean(-1, keepdim=True)]
-    return [(near.masked_fill(unseen, -1e4).softmax(2) * column).sum(2) for near in nearness]
 
 
 def _dropout(read: Tensor, rate: float) -> Tensor:

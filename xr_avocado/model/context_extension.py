@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextNet, n_columns
-from xr_avocado.model.context_training import ContextSampler, Task, task_error
+from xr_avocado.model.context_training import ContextSampler, Task, learn
 from xr_avocado.model.levels import Levels
 from xr_avocado.model.sampling import Panel
 
@@ -134,9 +134,7 @@ def _train(net: ContextNet, sampler: ContextSampler, known: int, samples: int, b
             break
         optimizer.param_groups[0]["lr"] = rate * (0.02 + 0.49 * (1 + math.cos(math.pi * seen / samples)))
         task = _draw_new(sampler, net.spread, known) if number % 2 else Task.draw(sampler, net.spread)
-        loss = task_error(net, task)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        learn(net, task)
         optimizer.step()
         seen += task.truth.numel()
         bar.update(task.truth.numel())

@@ -20,7 +20,7 @@ from xr_avocado.model.levels import Levels
 from xr_avocado.model.sampling import Panel
 from xr_avocado.model.state import as_arrays, moments, named, random_states, restore_moments, restore_random, under
 
-__all__ = ["ContextSampler", "Task", "TrainedContext", "task_error", "train_context"]
+__all__ = ["ContextSampler", "Task", "TrainedContext", "learn", "task_error", "train_context"]
 
 logger = logging.getLogger("xr_avocado")
 
@@ -28,6 +28,8 @@ REPORTS = 50
 """Points of the training curve that are kept."""
 VALUES = 1 << 16
 """Values (bins x cell types x assays) that a step reads, at most: large panels take fewer bins, and as many targets."""
+ROWS = 1 << 14
+"""Rows (bins x targets x cell types) that go forward and back together on a CPU: 4 MB each, and all that small panels have in a step."""
 
 
 @dataclass(frozen=True)
@@ -278,20 +280,40 @@ class Task(NamedTuple):
         """Move it to where the net is."""
         return Task(tuple(x.to(device) for x in self.shown), self.truth.to(device), self.weight.to(device))
 
+    def some(self, bins: slice) -> Task:
+        """Take some of its bins."""
+        *shown, rows = self.shown
+        return Task((*(x[bins] for x in shown), rows), self.truth[bins], self.weight[bins])
+
+
+def learn(net: ContextNet, task: Task) -> Tensor:
+    """Add up the gradients of a task's error, and return it. On a CPU a few bins at a time, whose activations stay in the cache."""
+    bins, k = task.truth.shape
+    piece = bins if net.mean.device.type != "cpu" else max(1, ROWS // (k * task.shown[0].shape[1]))
+
+    def compute(size: int) -> Tensor:
+        net.zero_grad(set_to_none=True)
+        total = task.truth.new_zeros(())
+        for first in range(0, bins, size):
+            error = task_error(net, task.some(slice(first, first + size))) / task.truth.numel()
+            error.backward()
+            total += error.detach()
+        return total
+
+    return net.halving.whole(bins, piece, compute)
+
 
 def task_error(net: ContextNet, task: Task) -> Tensor:
-    """Mean squared error over the targets, weighted: of each reader by itself, since trained on their mean's they would err together."""
+    """Sum of squared errors over the targets, weighted: of each reader by itself, since trained on their mean's they would err together."""
     error = (net.readings(*task.shown) - task.truth).square().mean(0)
-    return (error * task.weight).sum() / task.truth.numel()
+    return (error * task.weight).sum()
 
 
 def _step(net: ContextNet, sampler: ContextSampler, optimizer: torch.optim.Optimizer) -> tuple[int, Tensor]:
     task = Task.draw(sampler, net.spread.to(sampler.panel.device)).to(net.spread.device)
-    loss = task_error(net, task)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss = learn(net, task)
     optimizer.step()
-    return task.truth.numel(), loss.detach()
+    return task.truth.numel(), loss
 
 
 def _block_means(values: Tensor, scale: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from xr_avocado.model.config import Config
+from xr_avocado.model.halving import Halving
 
 __all__ = ["AvocadoNet"]
 
@@ -33,7 +34,7 @@ class AvocadoNet(nn.Module):
         self, config: Config, n_celltypes: int, n_assays: int, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.halving = config, Halving()
         self.celltype_factors = nn.Parameter(
             _uniform((n_celltypes, config.celltype_factors), config.factor_scale, generator)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
 from xr_avocado.model.config import Config
-from xr_avocado.model.context import ContextEnsemble, ContextNet
+from xr_avocado.model.context import ContextEnsemble, ContextNet, KnownTracks
 from xr_avocado.model.levels import Levels
 from xr_avocado.model.network import AvocadoNet
 
@@ -19,7 +20,9 @@ __all__ = ["context_from_vector", "network_from_arrays", "predict_context", "pre
 ACTIVATIONS = 1 << 24
 """Activations (positions x tracks x units) held at a time: 64 MB, which any device bears."""
 CACHED = 1 << 20
-"""The same for the factors' network on a processor, which passes over them several times: 4 MB stay in its cache."""
+"""The same on a processor, which passes over them several times: 4 MB stay in its cache."""
+TOGETHER = 8
+"""Targets that the context term predicts together, at least: what they share is little beside."""
 
 
 def network_from_arrays(config: Config, arrays: Mapping[str, np.ndarray], device: torch.device) -> AvocadoNet:
@@ -78,11 +81,13 @@ def predict_positions(
     term = net.track_term(torch.from_numpy(celltype).to(device), torch.from_numpy(assay).to(device))
     out = torch.empty(len(celltype), len(rows[0]), device=device)
     coarse = _coarse_terms(net, tables)
-    step = max(1, (CACHED if device.type == "cpu" else ACTIVATIONS) // (term.numel() or 1))
-    for first in range(0, len(rows[0]), step):
-        at = slice(first, first + step)
+
+    def predict(at: slice) -> None:
         genome = net.biases[0] + sum(part[row[at]] for part, row in zip(coarse, positions, strict=True))
         out[:, at] = net.above(genome[:, None] + term).T
+
+    most = CACHED if device.type == "cpu" else ACTIVATIONS
+    net.halving.run(len(rows[0]), max(1, most // (term.numel() or 1)), predict)
     return out.cpu().numpy()
 
 
@@ -110,37 +115,51 @@ def predict_context(
     celltype, assay
         Indices of the tracks to predict.
     """
-    device, config = net.first.mean.device, net.first.config
-    n_celltypes, n_assays = net.first.mean.shape
-    asked = torch.from_numpy(celltype * n_assays + assay).to(device)
+    device = net.first.mean.device
+    n_assays = net.first.mean.shape[1]
     observed = torch.from_numpy(cells).to(device)
-    own = torch.isin(asked, observed)
-    groups = [g for g in [(~own).nonzero().squeeze(1), *own.nonzero()] if len(g)]
-    largest = max(len(g) for g in groups)
-    tracks = n_celltypes * n_assays * config.context_units
-    scales = len(config.context_scales)
-    table = n_assays * (3 * scales + 2) + 3 * n_celltypes * scales
-    targets = largest * (n_celltypes * (config.context_units + config.context_nodes) + 4 * config.context_nodes + table)
-    step = max(1, ACTIVATIONS // (tracks + n_celltypes**2 * scales + targets))
-    out = torch.empty(len(asked), len(rows[0]), device=device)
-    for first in range(0, len(rows[0]), step):
-        at = slice(first, first + step)
+    own = np.isin(celltype * n_assays + assay, cells)
+    step, together = _context_sizes(net)
+    groups = [(KnownTracks.predict, part) for part in _parts(np.flatnonzero(~own), together)]
+    for a in np.unique(assay[own]):
+        groups += [(KnownTracks.predict_visible, part) for part in _parts(np.flatnonzero(own & (assay == a)), together)]
+    labels = [tuple(torch.from_numpy(of[part]).to(device) for of in (celltype, assay)) for _, part in groups]
+    out = torch.empty(len(rows[0]), len(celltype), device=device)
+
+    def predict(at: slice) -> None:
         pieces = [torch.from_numpy(level[:, row[at]]).to(device) for level, row in zip(levels, rows, strict=True)]
-        by_track = torch.stack(pieces, -1).transpose(0, 1)
-        signal = torch.zeros(len(by_track), n_celltypes * n_assays, len(levels), device=device)
-        signal[:, observed] = by_track.nan_to_num()
-        known = torch.zeros(signal.shape[:2], device=device)
-        known[:, observed] = (~by_track[..., 0].isnan()).float()
-        for group in groups:
-            visible = known.clone()
-            visible[:, asked[group]] = 0
-            labels = (
-                asked[group].expand(len(by_track), -1) // n_assays,
-                asked[group].expand(len(by_track), -1) % n_assays,
-            )
-            shape = (n_celltypes, n_assays)
-            out[group, at] = net(signal.unflatten(1, shape), visible.unflatten(1, shape), *labels).T
-    return out.cpu().numpy()
+        known = KnownTracks(net, *_laid_out(torch.stack(pieces, -1).transpose(0, 1), observed, net.first.mean.shape))
+        for (method, part), of in zip(groups, labels, strict=True):
+            out[at, part] = method(known, *(label.expand(at.stop - at.start, -1) for label in of))
+
+    net.halving.run(len(rows[0]), step, predict)
+    return out.T.cpu().numpy()
+
+
+def _laid_out(tracks: Tensor, cells: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Spread tracks (bins x tracks x scales) over pairs of cell type and assay; and which of these have a value at each bin."""
+    signal = tracks.new_zeros(len(tracks), math.prod(shape), tracks.shape[-1])
+    signal[:, cells] = tracks.nan_to_num()
+    visible = tracks.new_zeros(signal.shape[:2])
+    visible[:, cells] = (~tracks[..., 0].isnan()).float()
+    return signal.unflatten(1, tuple(shape)), visible.unflatten(1, tuple(shape))
+
+
+def _context_sizes(net: ContextEnsemble) -> tuple[int, int]:
+    """Positions whose tracks are read at once, and targets that are predicted of them at once."""
+    config, mean = net.first.config, net.first.mean
+    (n_celltypes, n_assays), scales, members = mean.shape, len(config.context_scales), len(net.members)
+    most = CACHED if mean.device.type == "cpu" else ACTIVATIONS
+    tracks = n_celltypes * n_assays * (4 * scales + members * config.context_units)
+    distances = n_celltypes * (members * config.context_nodes + 3 * n_celltypes * scales)
+    others = n_celltypes * (config.context_units + 2 * config.context_nodes + 6 * scales)
+    target = others + 4 * config.context_nodes + n_assays * (3 * scales + 2)
+    step = max(1, most // (tracks + distances + TOGETHER * target))
+    return step, max(1, most // (step * target))
+
+
+def _parts(places: np.ndarray, most: int) -> list[np.ndarray]:
+    return [places[first : first + most] for first in range(0, len(places), most)]
 
 
 def _coarse_terms(net: AvocadoNet, tables: Sequence[Tensor]) -> list[Tensor]:
