@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+from collections import Counter
 from itertools import product
+from pathlib import Path
 
+import dask
+import dask.array as da
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 
+import xr_avocado.impute
+import xr_avocado.io.encoding
+import xr_avocado.io.export
+import xr_avocado.io.zarr
+import xr_avocado.track_reader
 from xr_avocado import cube, datasets
 from xr_avocado.fit import Layout, load_panel
 from xr_avocado.model import context_training
@@ -14,6 +25,7 @@ from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextEnsemble, ContextNet, KnownTracks
 from xr_avocado.model.context_training import ContextSampler, Task, learn, task_error
 from xr_avocado.model.levels import SHRINKAGES, Levels
+from xr_avocado.track_reader import TrackReader
 
 QUICK = {
     "context_members": 2,
@@ -419,3 +431,79 @@ def test_a_model_that_does_not_go_with_a_cube_is_refused(truth: xr.Dataset, fitt
         truth.assign_attrs(transform="none").avocado.impute(model=fitted)
     with pytest.raises(CubeError, match="does not know assay ATAC; it knows H3K4me3"):
         truth.assign_coords(assay=["ATAC", *truth.assay.values[1:]]).avocado.impute(model=fitted)
+
+
+@pytest.fixture
+def counted(fitted: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> tuple[xr.Dataset, Counter]:
+    """The fitted cube as if from a store of chunks of 1,000 positions, and how often each was read."""
+    reads: Counter = Counter()
+
+    class Store:
+        shape, dtype, ndim = fitted.signal.shape, fitted.signal.dtype, 3
+
+        def __getitem__(self, key: tuple) -> np.ndarray:
+            (c, a), p = (int(np.arange(n)[k].min()) for n, k in zip(self.shape, key[:2], strict=False)), key[2]
+            reads.update((c, a, chunk) for chunk in range(p.start // 1_000, -(-p.stop // 1_000)))
+            return fitted.signal.values[key]
+
+    signal = da.from_array(Store(), chunks=(1, 1, 1_000), asarray=False, meta=np.empty((0, 0, 0), "f4"), name="store")
+    monkeypatch.setattr(xr_avocado.track_reader, "LONGEST", 1_000)
+    monkeypatch.setattr(xr_avocado.track_reader, "KEPT", 3 * 18 * 1_000)
+    monkeypatch.setattr(xr_avocado.io.encoding, "SHORTEST", 1)
+    monkeypatch.setattr(xr_avocado.io.zarr, "CHUNK", 1_000)
+    monkeypatch.setattr(xr_avocado.impute, "POSITIONS", 250)
+    monkeypatch.setattr(xr_avocado.impute, "FEWEST", 250)
+    monkeypatch.setattr(xr_avocado.io.export, "_step", lambda _: 512)
+    return fitted.assign(signal=(fitted.signal.dims, signal)), reads
+
+
+@pytest.mark.parametrize("how", ["to_zarr", "to_bigwig", "in groups"])
+def test_a_chunk_of_the_observed_tracks_is_read_once_for_all_that_is_imputed(
+    counted: tuple[xr.Dataset, Counter], fitted: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    cube, reads = counted
+    if how == "in groups":
+        monkeypatch.setattr(xr_avocado.impute, "CHUNK", 2 * 5 * 250)
+    full = cube.avocado.impute()
+    with dask.config.set(scheduler="synchronous"):
+        if how == "to_bigwig":
+            full.avocado.to_bigwig(tmp_path, n_jobs=0, progress=False)
+        else:
+            stored = full.drop_vars("signal").avocado.to_zarr(
+                tmp_path / "full.zarr", precision="float32", progress=False
+            )
+            np.testing.assert_allclose(stored.imputed, fitted.avocado.impute().imputed, atol=1e-5)
+    tracks = np.argwhere(cube.observed.values)
+    assert reads == {(c, a, chunk): 1 for c, a in tracks.tolist() for chunk in range(7)}
+
+
+def test_threads_read_the_tracks_that_are_there(counted: tuple[xr.Dataset, Counter], fitted: xr.Dataset) -> None:
+    cube, _ = counted
+    with dask.config.set(scheduler="threads", num_workers=8):
+        np.testing.assert_allclose(cube.avocado.impute().imputed, fitted.avocado.impute().imputed, atol=1e-5)
+
+
+def test_a_small_region_reads_no_more(counted: tuple[xr.Dataset, Counter], monkeypatch: pytest.MonkeyPatch) -> None:
+    cube, reads = counted
+    monkeypatch.setattr(xr_avocado.track_reader, "SMALL", 2)
+    cube.avocado.impute().avocado.sel("chr1:5,100-5,200").imputed.load()
+    assert {chunk for *_, chunk in reads} == {0}
+
+
+@given(
+    chunks=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    most=st.integers(1, 40),
+    asked=st.lists(st.tuples(st.integers(0, 200), st.integers(1, 50)), max_size=12),
+    kept=st.integers(1, 300),
+)
+def test_what_is_read_is_what_is_there(chunks: list[int], most: int, asked: list, kept: int) -> None:
+    values = np.arange(2 * sum(chunks), dtype=np.float32).reshape(1, 2, -1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(xr_avocado.track_reader, "LONGEST", most)
+        patched.setattr(xr_avocado.track_reader, "KEPT", kept)
+        reader = TrackReader(da.from_array(values, (1, 1, tuple(chunks))), (np.array([0, 0]), np.array([0, 1])))
+        for start, length in asked:
+            rows = slice(min(start, sum(chunks) - 1), min(start + length, sum(chunks)))
+            if rows.stop > rows.start:
+                np.testing.assert_array_equal(reader.read(rows), values[0, :, rows])
+            assert sum(run.size for run in reader.kept.values()) <= max(kept, 2 * most)

@@ -298,7 +298,7 @@ class _Context(_Explained):
 
         cells = np.nonzero(self.predictor.observed)
         of_model = cells[0] * self.predictor.n_assays + self.predictor.model_assay[cells[1]]
-        levels, at = self.predictor.levels(cells, rows)
+        levels, at = self.predictor.levels(*self.predictor.tracks_around(rows), rows)
         pairs = self.celltype, self.predictor.model_assay[self.assay]
         sources = {"source": self.source, "n_sources": len(self.components) - 1, "from_mean": self.from_mean}
 

@@ -84,7 +84,8 @@ def impute(
     assay). A dask chunk shares over its tracks what depends on the position alone.
 
     Memory while computing, a thread: one dask chunk, at most 128 MB of output, and about as much again of what it reads and of
-    activations.
+    activations. Where a context term reads a lazy cube, up to 512 MB of the tracks stay in memory beside, as long as the result does, for
+    the chunks that come next: so each chunk of a store is decoded once, or, of more than 32 tracks, as often as it has parts that fit.
 
     Parameters
     ----------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import dask
 import dask.array as da
 import numpy as np
 import pandas as pd
@@ -33,16 +33,20 @@ from xr_avocado.cube import (
 )
 from xr_avocado.generations import as_known_to, generations_of
 from xr_avocado.index import bins_of
+from xr_avocado.track_reader import TrackReader, read_tracks
 
 if TYPE_CHECKING:
+    from xr_avocado.genome import GenomeBins
     from xr_avocado.model.config import Config
     from xr_avocado.model.context import ContextEnsemble
     from xr_avocado.model.network import AvocadoNet
 
 __all__ = ["ContextPredictor", "FactorPredictor", "Predictor", "predictor_of"]
 
+READ = 1 << 25
+"""Values of observed tracks (tracks x positions) that are read at a time: 128 MB."""
 CONTEXT_VALUES = 1 << 23
-"""Values of observed tracks (tracks x positions) that the context term holds at a time: 32 MB."""
+"""The same that the context term is given at a time: 32 MB."""
 
 
 def predictor_of(ds: xr.Dataset, asked: np.ndarray, device: str) -> Predictor:
@@ -73,11 +77,11 @@ class Predictor(ABC):
         self.celltypes, self.assays = (np.arange(n) for n in asked.shape)
         self.positions, self.point, self.paired = range(len(self.bins)), False, False
         self.observed = ds[OBSERVED].transpose(CELLTYPE, ASSAY).values
-        # Shared by all views of this predictor, so that the network is built once.
-        self._built: list[Any] = []
+        # Shared by all views of this predictor: its network is built once, and what one view has read is there for the next.
+        self._shared: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_built": []}
+        return {**self.__dict__, "_shared": {}}
 
     def __copy__(self) -> Predictor:
         # Not by way of the state, which leaves the network out.
@@ -114,7 +118,7 @@ class Predictor(ABC):
     @property
     def identity(self) -> str:
         """Token that is the same, in any process, where the same is predicted: of arrays in memory all values, of lazy ones the name."""
-        state = {name: value for name, value in self.__dict__.items() if name not in ("_built", "device")}
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_shared", "device")}
         return tokenize(type(self).__name__, sorted(state.items()))
 
     def narrowed(self, index: tuple[Any, ...]) -> Predictor | None:
@@ -150,13 +154,15 @@ class Predictor(ABC):
         celltypes, assays = np.atleast_1d(self.celltypes), np.atleast_1d(self.assays)
         celltypes, assays = np.broadcast_arrays(*((celltypes, assays) if self.paired else np.ix_(celltypes, assays)))
         wanted, positions = self.asked[celltypes, assays], self.positions
+        if not wanted.any() or not len(positions):
+            return np.full(self.shape, np.nan, np.float32)
+        rows = slice(min(positions[0], positions[-1]), max(positions[0], positions[-1]) + 1)
+        predicted = self.predict(celltypes[wanted], assays[wanted], rows)
+        predicted = predicted[:, :: positions.step] if positions.step > 0 else predicted[:, ::-1][:, :: -positions.step]
+        if wanted.all():
+            return predicted.reshape(self.shape)
         out = np.full((*wanted.shape, len(positions)), np.nan, np.float32)
-        if wanted.any() and len(positions):
-            rows = slice(min(positions[0], positions[-1]), max(positions[0], positions[-1]) + 1)
-            predicted = self.predict(celltypes[wanted], assays[wanted], rows)
-            out[wanted] = (
-                predicted[:, :: positions.step] if positions.step > 0 else predicted[:, ::-1][:, :: -positions.step]
-            )
+        out[wanted] = predicted
         return out.reshape(self.shape)
 
 
@@ -176,13 +182,13 @@ class FactorPredictor(Predictor):
     @property
     def net(self) -> AvocadoNet:
         """The network on its device, built on first use."""
-        if not self._built:
+        if "net" not in self._shared:
             import torch
 
             from xr_avocado.model.prediction import network_from_arrays
 
-            self._built.append(network_from_arrays(self.config, self.network, torch.device(self.device)))
-        return self._built[0]
+            self._shared["net"] = network_from_arrays(self.config, self.network, torch.device(self.device))
+        return self._shared["net"]
 
     def predict(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
         """Predict pairs (indices) at the positions of a slice of rows: pairs x positions."""
@@ -190,7 +196,9 @@ class FactorPredictor(Predictor):
 
         factors, at = self.factors_at(rows)
         predicted = predict_positions(self.net, factors, at, celltype, assay)
-        return predicted if self.signal is None else predicted + self.average(celltype, assay, rows)
+        if self.signal is not None:
+            predicted += self.average(celltype, assay, rows)
+        return predicted
 
     def factors_at(self, rows: slice) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Genome factors of each scale around a slice of rows, and the row of these that each position lies in."""
@@ -241,15 +249,16 @@ class ContextPredictor(Predictor):
     @property
     def net(self) -> ContextEnsemble:
         """The context term on its device, built on first use."""
-        if not self._built:
+        if "net" not in self._shared:
             import torch
 
             from xr_avocado.model.levels import Levels
             from xr_avocado.model.prediction import context_from_vector
 
             levels = Levels(self.mean, self.spread)
-            self._built.append(context_from_vector(self.config, self.parameters, levels, torch.device(self.device)))
-        return self._built[0]
+            device = torch.device(self.device)
+            self._shared["net"] = context_from_vector(self.config, self.parameters, levels, device)
+        return self._shared["net"]
 
     def predict(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
         """Predict pairs from the observed tracks around them, a few positions at a time: pairs x positions."""
@@ -257,33 +266,48 @@ class ContextPredictor(Predictor):
 
         cells = np.nonzero(self.observed)
         of_model = cells[0] * self.n_assays + self.model_assay[cells[1]]
-        step = max(self.config.block, CONTEXT_VALUES // max(1, len(of_model)))
         out = np.empty((len(celltype), rows.stop - rows.start), np.float32)
-        for first in range(rows.start, rows.stop, step):
-            piece = slice(first, min(first + step, rows.stop))
-            levels, at = self.levels(cells, piece)
-            out[:, first - rows.start : piece.stop - rows.start] = predict_context(
-                self.net, levels, at, of_model, celltype, self.model_assay[assay]
-            )
+        for stretch in _pieces(rows, READ // len(of_model), self.config.block):
+            tracks, first = self.tracks_around(stretch)
+            for piece in _pieces(stretch, CONTEXT_VALUES // len(of_model), self.config.block):
+                levels, at = self.levels(tracks, first, piece)
+                out[:, piece.start - rows.start : piece.stop - rows.start] = predict_context(
+                    self.net, levels, at, of_model, celltype, self.model_assay[assay]
+                )
         return out
 
-    def levels(self, cells: tuple[np.ndarray, ...], rows: slice) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def tracks_around(self, rows: slice) -> tuple[np.ndarray, int]:
+        """Read observed tracks out to the ends of the coarsest bins that hold some rows: tracks x positions, and the first row of these."""
+        around, cells = self._around(rows), np.nonzero(self.observed)
+        if not isinstance(self.signal, da.Array):
+            return read_tracks(self.signal, cells, around), around.start
+        # One call, so that threads cannot end up with two.
+        return self._shared.setdefault("tracks", TrackReader(self.signal, cells)).read(around), around.start
+
+    def _around(self, rows: slice) -> slice:
+        held = self._widest.rows_of(self.bins[rows])
+        chrom, start, end = self._widest.at(held[[0, -1]])
+        return slice(
+            int(self.bins.overlaps(chrom[0], start[0], end[0])[0]),
+            int(self.bins.overlaps(chrom[1], start[1], end[1])[1]),
+        )
+
+    @property
+    def _widest(self) -> GenomeBins:
+        return self.bins.coarsen(max(self.config.context_scales))
+
+    def levels(self, tracks: np.ndarray, first: int, rows: slice) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Observed tracks at each scale of the context term, and the bin of each scale that each position lies in.
 
-        What is read reaches to the ends of the coarsest bins that hold the positions, so that the result does not depend on how the
-        positions were cut into pieces.
+        What is read of ``tracks``, which begin at the row ``first``, reaches to the ends of the coarsest bins that hold the rows, so that the
+        result does not depend on how the positions were cut into pieces.
         """
-        widest = self.bins.coarsen(max(self.config.context_scales))
-        held = widest.rows_of(self.bins[rows])
-        chrom, start, end = widest.at(held[[0, -1]])
-        first = int(self.bins.overlaps(chrom[0], start[0], end[0])[0])
-        last = int(self.bins.overlaps(chrom[1], start[1], end[1])[1])
-        around = self.bins[first:last]
-        tracks = _read_tracks(self.signal, cells, slice(first, last))
-        inside = slice(rows.start - first, rows.stop - first)
+        reach = self._around(rows)
+        around, tracks = self.bins[reach], tracks[:, reach.start - first : reach.stop - first]
+        inside = slice(rows.start - reach.start, rows.stop - reach.start)
         levels, at = [], []
         for scale in self.config.context_scales:
-            of = around.coarsen(scale).rows_of(around) if scale > 1 else np.arange(last - first)
+            of = around.coarsen(scale).rows_of(around) if scale > 1 else np.arange(tracks.shape[1])
             levels.append(_means(tracks, of) if scale > 1 else tracks)
             at.append(of[inside])
         return levels, at
@@ -318,6 +342,13 @@ class GenerationPredictor(Predictor):
         return out
 
 
+def _pieces(rows: slice, most: int, least: int) -> Iterator[slice]:
+    """Cut a slice of rows into pieces of so many rows at most, unless that is fewer than ``least``."""
+    step = max(most, least)
+    for first in range(rows.start, rows.stop, step):
+        yield slice(first, min(first + step, rows.stop))
+
+
 def _signal(ds: xr.Dataset) -> Any:
     return check_cube(ds, SIGNAL)[SIGNAL].transpose(*DIMS).data
 
@@ -348,14 +379,6 @@ def _of_model(table: xr.DataArray, assays: np.ndarray, n_assays: int) -> np.ndar
     out = np.ones((table.sizes[CELLTYPE], n_assays), np.float32)
     out[:, assays] = table.transpose(CELLTYPE, ASSAY).values
     return out
-
-
-def _read_tracks(signal: Any, cells: tuple[np.ndarray, ...], rows: slice) -> np.ndarray:
-    """Bring tracks of a run of positions to memory: tracks x positions, float32."""
-    pieces = [signal[int(c), int(a), rows] for c, a in zip(*cells, strict=True)]
-    if isinstance(signal, da.Array):
-        pieces = dask.compute(*pieces, scheduler="synchronous")
-    return np.stack([np.asarray(piece, np.float32) for piece in pieces])
 
 
 def _means(tracks: np.ndarray, of: np.ndarray) -> np.ndarray:

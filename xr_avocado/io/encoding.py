@@ -24,6 +24,8 @@ FORMAT = "xr_avocado_format"
 VERSION = 1
 CHUNK = 1 << 20
 """Bins of a chunk, at most: 2 MB of float16, one track."""
+SHORTEST = 1 << 14
+"""Bins of a dask chunk from which on it is a chunk of the store as well."""
 PROVENANCE = "built_from"
 """The attribute of stored signal that says which files it was built from; only the store has it."""
 SEGMENTS, BINSIZE = "segments", "binsize"
@@ -149,7 +151,7 @@ def _run(variable: xr.Variable, axis: int, most: int) -> int:
     """The dask chunk where it is even and not too large, so that writing merges no blocks; else the most."""
     own = variable.chunks[axis] if variable.chunks else ()
     even = len(set(own[:-1])) == 1 and own[-1] <= own[0]
-    return int(own[0]) if even and min(most, 1 << 14) <= own[0] <= most else most
+    return int(own[0]) if even and min(most, SHORTEST) <= own[0] <= most else most
 
 
 def _narrowed(variable: xr.Variable, dtype: np.dtype, keepbits: int | None) -> xr.Variable:

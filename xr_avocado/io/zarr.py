@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from tqdm.auto import tqdm
 
 from xr_avocado.axis import coordinate_names
 from xr_avocado.cube import ASSAY, CELLTYPE, OBSERVED, POSITION, SIGNAL, CubeError, check_cube
@@ -19,7 +21,17 @@ from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import assign_bins
 from xr_avocado.io.atomic import fitting, replacing, sweep, telling, unfinished
 from xr_avocado.io.chunks import COUNTED, CheckedStore, count_chunks
-from xr_avocado.io.encoding import BINSIZE, FORMAT, PROVENANCE, SEGMENTS, VERSION, Precision, is_position, to_disk
+from xr_avocado.io.encoding import (
+    BINSIZE,
+    CHUNK,
+    FORMAT,
+    PROVENANCE,
+    SEGMENTS,
+    VERSION,
+    Precision,
+    is_position,
+    to_disk,
+)
 from xr_avocado.io.lock import only_one
 
 __all__ = ["open_cube", "to_zarr"]
@@ -163,7 +175,7 @@ def to_zarr(
     """Write a cube, fitted or not, to a zarr store, and open it from there.
 
     Lazy variables are computed chunk by chunk, so that a cube larger than memory can be written: one chunk a thread is held, and
-    the blocks that it is computed from. The store is complete or absent: it is written beside its place and then renamed, also
+    the blocks that it is computed from; what a model predicts is written along the genome, in one pass. The store is complete or absent: it is written beside its place and then renamed, also
     where it replaces the store that ``ds`` was opened from.
 
     Parameters
@@ -201,11 +213,33 @@ def to_zarr(
     """
     target = _target(store, overwrite=overwrite)
     plain, encoding = to_disk(check_cube(ds), precision=precision)
-    with only_one(target), telling(target), replacing(target) as temporary, _bar(target.name, shown=progress):
+    # Layers of predictions, which tell what they are.
+    layers = [str(name) for name, v in ds.data_vars.items() if POSITION in v.dims and hasattr(v.data, "identity")]
+    of_layers = {name: encoding.pop(name) for name in layers}
+    with only_one(target), telling(target), replacing(target) as temporary:
         sweep(target)
-        plain.to_zarr(temporary, mode="w-", consolidated=False, zarr_format=3, encoding=encoding)
+        with _bar(target.name, shown=progress):
+            plain.drop_vars(layers).to_zarr(temporary, mode="w-", consolidated=False, zarr_format=3, encoding=encoding)
+        if layers:
+            _write_along(plain[layers].reset_coords(drop=True), of_layers, temporary, progress=progress)
         count_chunks(temporary)
     return open_cube(target)
+
+
+def _write_along(layers: xr.Dataset, encoding: dict[Any, Any], path: Path, *, progress: bool) -> None:
+    """Add layers to a store from one end of the genome to the other, so that what they are predicted from is read once.
+
+    Dask would take chunks in an order of its own.
+    """
+    layers = layers.drop_vars(list(layers.coords))
+    layers.to_zarr(path, mode="a", compute=False, consolidated=False, encoding=encoding)
+    step = math.lcm(*(encoding[name]["chunks"][v.dims.index(POSITION)] for name, v in layers.data_vars.items()))
+    step *= max(1, CHUNK // step)
+    with tqdm(total=layers.sizes[POSITION], desc="impute", unit="bin", unit_scale=True, disable=not progress) as bar:
+        for first in range(0, layers.sizes[POSITION], step):
+            rows = slice(first, min(first + step, layers.sizes[POSITION]))
+            layers.isel({POSITION: rows}).to_zarr(path, mode="r+", region={POSITION: rows}, consolidated=False)
+            bar.update(rows.stop - rows.start)
 
 
 def _target(store: str | os.PathLike[str], *, overwrite: bool) -> Path:
