@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import os
 import pickle
+import signal
+from pathlib import Path
 
 import dask
 import dask.array as da
@@ -9,6 +12,7 @@ import pytest
 import torch
 import xarray as xr
 
+import xr_avocado as xa
 from xr_avocado import datasets
 from xr_avocado.baselines import average
 from xr_avocado.cube import CubeError
@@ -231,3 +235,34 @@ def test_any_chain_of_slices_is_numpys(fitted: xr.Dataset, steps: list) -> None:
         lazy, whole = lazy[step], whole[step]
     assert lazy.shape == whole.shape
     np.testing.assert_allclose(lazy.compute(), whole, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["factors", "context"])
+def test_a_cluster_imputes_what_one_process_imputes(
+    truth: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Chunks side by side on two workers, one of which is killed while it works; both write and reduce."""
+    from distributed import Client, LocalCluster
+
+    import xr_avocado.impute
+    import xr_avocado.io.encoding
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(xr_avocado.impute, "POSITIONS", 500)
+    monkeypatch.setattr(xr_avocado.io.encoding, "SHORTEST", 1)
+    context = {"context": True, "context_units": 4, "context_nodes": 8, "context_members": 1, "context_samples": 2_000}
+    config = SMALL | ({"epochs": 1} if kind == "factors" else {"epochs": 1} | context)
+    truth.avocado.fit(config=config, store=tmp_path / "model.zarr", progress=False)
+    full = xa.open_cube(tmp_path / "model.zarr").avocado.impute()
+    serial = full.imputed.compute(scheduler="synchronous")
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        first = next(iter(client.run(os.getpid).values()))
+        pending = client.compute(full.imputed)
+        os.kill(first, signal.SIGKILL)
+        np.testing.assert_array_equal(pending.result(), serial)
+        written = full.avocado.to_zarr(tmp_path / "full.zarr", precision="float32", progress=False)
+        np.testing.assert_array_equal(written.imputed, serial)
