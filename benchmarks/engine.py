@@ -12,8 +12,6 @@ gradient of the whole batch ("train, plain"). On a CPU seconds are the process's
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from figures import about as where
+from figures import row, write
 from torch import Tensor
 
 from xr_avocado.model.config import PRESETS, Config
@@ -141,18 +141,23 @@ def main() -> None:
             reached = run(config, device)
             rows.append((name, verb, reached, most, bound, reached / most))
     table = pd.DataFrame(rows, columns=["size", "verb", "samples/s", "limit", "bound by", "ratio"])
-    about = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "threads": a.threads,
-        "torch": torch.__version__,
-        "GFLOP/s": round(flops / 1e9, 1),
-        "copy GB/s": round(bandwidth / 1e9, 1),
-    }
+    about = where(a.device) | {"GFLOP/s": round(flops / 1e9, 1), "copy GB/s": round(bandwidth / 1e9, 1)}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     shown = table.assign(**{c: table[c].map("{:,.0f}".format) for c in ("samples/s", "limit")})
     print(shown.assign(ratio=table.ratio.round(2)).to_string(index=False))
-    if a.json:
-        a.json.write_text(json.dumps(about | {"figures": table.to_dict("records")}, indent=1))
+    goals = {"paper": "ratio 0.9", "small train": "1.5 million", "small impute": "6 million"}
+    figures = [
+        row(
+            f"{verb}, {size} size",
+            reached,
+            "samples a second",
+            limit=f"{most:,.0f} ({bound})",
+            ratio=ratio,
+            goal="" if "plain" in verb else goals.get(size, goals.get(f"{size} {verb}", "")),
+        )
+        for size, verb, reached, most, bound, ratio in rows
+    ]
+    write(a.json, "engine", figures, about)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ context term. The panels of 10^5 to 10^7 positions have 4 tracks (10^7: 80 MB of
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from itertools import cycle
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from figures import about, row, write
 
 from xr_avocado.model.config import Config
 from xr_avocado.model.context_training import _Run
@@ -93,19 +93,24 @@ def main() -> None:
     parser.add_argument(
         "--largest", type=float, default=1.0, help="share of the largest panels' size, for a quick look"
     )
+    parser.add_argument("--axes", nargs="+", default=["positions", "tracks"], choices=["positions", "tracks"])
     parser.add_argument("--json", type=Path, help="write the figures here")
     a = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(a.device)
-    lengths = {f"{n:,} positions": panel_of(4, int(n * a.largest), device) for n in POSITIONS}
-    table = measured(lengths, device)
-    lengths.clear()
-    widths = {f"{n:,} tracks": panel_of(n, int(50_000 * a.largest), device) for n in TRACKS}
-    table = pd.concat([table, measured(widths, device)], ignore_index=True)
+    panels = {
+        "positions": lambda: {f"{n:,} positions": panel_of(4, int(n * a.largest), device) for n in POSITIONS},
+        "tracks": lambda: {f"{n:,} tracks": panel_of(n, int(50_000 * a.largest), device) for n in TRACKS},
+    }
+    # Made one after the other, since the longest takes gigabytes.
+    table = pd.concat([measured(panels[axis](), device) for axis in a.axes], ignore_index=True)
     print(f"device {device}, one thread, torch {torch.__version__}, numpy {np.__version__}")
     print(table.round({"ns a sample": 0, "ratio": 2}).to_string(index=False))
-    if a.json:
-        a.json.write_text(json.dumps(table.to_dict("records"), indent=1))
+    figures = [
+        row(f"{part}, {panel}", ns, "ns a sample", limit="the smallest panel's", ratio=ratio, goal="within 20 %")
+        for panel, part, ns, ratio in table.itertuples(index=False)
+    ]
+    write(a.json, "linear_cost", figures, about(a.device))
 
 
 if __name__ == "__main__":
