@@ -75,13 +75,15 @@ def figures(device: torch.device, *, tiny: bool) -> dict[str, Any]:
         "train, panel on the host samples/s": from_host(paper, device),
         "train, 8 tracks samples/s": training(shared, device),
         "impute bins/s": imputation(paper, device),
+        "impute, bfloat16 bins/s": imputation(paper, device, narrow=True),
         "context samples/s": context(config_for(24).updated({"epochs": 1000}), device),
     }
     work = 2 * paper.nodes**2 * (paper.layers - 1)
     for name, times in (("train", 3), ("train, 8 tracks", 3)):
         out[f"{name}: ratio to the product rate"] = times * work * out[f"{name} samples/s"] / flops
     out["impute: ratio to the product rate"] = work * out["impute bins/s"] / flops
-    out["impute: seconds for a genome's track"] = GENOME / out["impute bins/s"]
+    for name in ("impute", "impute, bfloat16"):
+        out[f"{name}: seconds for a genome's track"] = GENOME / out[f"{name} bins/s"]
     if device.type == "cuda":
         out["peak device memory, GB"] = torch.cuda.max_memory_allocated(device) / 1e9
     return out

@@ -138,6 +138,18 @@ def test_out_of_memory_with_one_position_is_told(fitted: xr.Dataset, monkeypatch
         fitted.avocado.impute().imputed[0, 0].values  # noqa: B018
 
 
+def test_bfloat16_is_near_float32(fitted: xr.Dataset, truth: xr.Dataset) -> None:
+    exact, rounded = (fitted.avocado.impute(precision=p).imputed.values for p in ("float32", "bfloat16"))
+    error = np.sqrt(np.square(rounded - exact).mean()) / exact.std()
+    assert 0 < error < 0.02
+    context = {"context_units": 4, "context_nodes": 8, "context_members": 1, "context_samples": 100}
+    other = truth.avocado.fit(config=SMALL | context | {"context": True, "epochs": 1}, progress=False)
+    with pytest.raises(ValueError, match="has a context term"):
+        other.avocado.impute(precision="bfloat16")
+    with pytest.raises(ValueError, match="'float32' or 'bfloat16'; got 'float16'"):
+        fitted.avocado.impute(precision="float16")
+
+
 def test_the_layer_travels_to_other_processes(fitted: xr.Dataset) -> None:
     part = fitted.avocado.impute().avocado.sel("chr2:1,000-9,000").imputed
     part[0, 0, :5].compute()

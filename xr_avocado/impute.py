@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import dask.array as da
 import numpy as np
@@ -74,6 +74,7 @@ def impute(
     leave_one_out: bool = False,
     uncertainty: bool = False,
     model: xr.Dataset | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
     device: str | torch.device | None = None,
 ) -> xr.Dataset:
     """Add the lazy layer ``imputed``: what the model predicts for the tracks asked for.
@@ -109,6 +110,9 @@ def impute(
         genome. It reads the observed tracks of ``ds``, with the same bin size and transform, of assays that it knows. Cell types that it
         does not know are predicted from their own tracks, without training: level and spread of these are measured on up to 2
         million bins, which is read at once.
+    precision
+        Of the products of hidden layers after the first, of a model of factors alone. ``"bfloat16"`` is twice as fast at the paper's size on
+        processors that have it, and more on GPUs; on one network it was off by a thousandth of the prediction's standard deviation.
     device
         Where to compute; by default the fastest at hand.
 
@@ -121,6 +125,8 @@ def impute(
 
     Raises
     ------
+    ValueError
+        Where the precision is none that there is, or is asked of a context term, whose layers are narrow.
     CubeError
         Where the cube is not fitted, or with ``uncertainty`` not calibrated, a label is not on it, ``model`` has no context term or does not fit the cube, or
         ``leave_one_out`` is asked of a model without one.
@@ -152,7 +158,7 @@ def impute(
 
     fitted = check_cube(ds, CELLTYPE_FACTORS, ASSAY_FACTORS) if model is None else with_model(ds, model)
     asked = tracks_asked(ds, celltype, assay, tracks, only_missing=only_missing)
-    predictor = predictor_of(fitted, asked, str(device_named(device)))
+    predictor = predictor_of(fitted, asked, str(device_named(device)), precision)
     array = LazyLayer.of(Derived(predictor, LeftOut(fitted)) if leave_one_out else predictor)
     attrs = {"long_name": "imputed signal", "transform": ds.attrs.get("transform", "none")}
     sure = deviation(ds, fitted, array, attrs) if uncertainty else {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -49,12 +50,18 @@ CONTEXT_VALUES = 1 << 23
 """The same that the context term is given at a time: 32 MB."""
 
 
-def predictor_of(ds: xr.Dataset, asked: np.ndarray, device: str) -> Predictor:
+def predictor_of(ds: xr.Dataset, asked: np.ndarray, device: str, precision: str = "float32") -> Predictor:
     """Build the predictor that a fitted cube's model calls for, for the pairs asked for (celltype x assay, bool)."""
     from xr_avocado.model.config import Config
 
     config = Config.from_attrs(ds.attrs[FITTED]["config"])
-    kind = ContextPredictor if config.context else FactorPredictor
+    if precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision must be 'float32' or 'bfloat16'; got {precision!r}")
+    if config.context and precision != "float32":
+        raise ValueError(
+            "this model has a context term, whose layers are narrow and gain nothing from bfloat16: leave precision out"
+        )
+    kind = ContextPredictor if config.context else partial(FactorPredictor, precision=precision)
     # Only what reads tracks can tell that there are more of them.
     if (config.context or config.average) and any(numbers.any() for numbers in generations_of(ds)):
         return GenerationPredictor(ds, asked, config, device, kind)
@@ -169,8 +176,11 @@ class Predictor(ABC):
 class FactorPredictor(Predictor):
     """Predicts with the network on the factors, plus average activity where the model adds it."""
 
-    def __init__(self, ds: xr.Dataset, asked: np.ndarray, config: Config, device: str) -> None:
+    def __init__(
+        self, ds: xr.Dataset, asked: np.ndarray, config: Config, device: str, *, precision: str = "float32"
+    ) -> None:
         super().__init__(ds, asked, config, device)
+        self.precision = precision
         self.network = network_arrays(ds)
         self.signal = _signal(ds) if config.average else None
         widths = [self.bins.binsize * scale for scale in config.scales]
@@ -187,7 +197,8 @@ class FactorPredictor(Predictor):
 
             from xr_avocado.model.prediction import network_from_arrays
 
-            self._shared["net"] = network_from_arrays(self.config, self.network, torch.device(self.device))
+            net = network_from_arrays(self.config, self.network, torch.device(self.device))
+            self._shared["net"] = net.narrow() if self.precision == "bfloat16" else net
         return self._shared["net"]
 
     def predict(self, celltype: np.ndarray, assay: np.ndarray, rows: slice) -> np.ndarray:
@@ -320,7 +331,7 @@ class GenerationPredictor(Predictor):
     """
 
     def __init__(
-        self, ds: xr.Dataset, asked: np.ndarray, config: Config, device: str, kind: type[ContextPredictor | FactorPredictor]
+        self, ds: xr.Dataset, asked: np.ndarray, config: Config, device: str, kind: Callable[..., Predictor]
     ) -> None:  # fmt: skip
         super().__init__(ds, asked, config, device)
         celltype, assay = generations_of(ds)

@@ -70,8 +70,14 @@ class AvocadoNet(nn.Module):
         """Everything after the first layer's sum: ... x nodes -> ... ; what is given is overwritten."""
         hidden = self._drop(functional.relu_(hidden))
         for weight, bias in zip(self.weights[1:-1], self.biases[1:-1], strict=True):
-            hidden = self._drop(functional.relu_(functional.linear(hidden, weight, bias)))
-        return functional.linear(hidden, self.weights[-1], self.biases[-1]).squeeze(-1)
+            hidden = self._drop(functional.relu_(functional.linear(hidden.to(weight.dtype), weight, bias)))
+        return functional.linear(hidden.to(self.weights[-1].dtype), self.weights[-1], self.biases[-1]).squeeze(-1)
+
+    def narrow(self) -> AvocadoNet:
+        """Round the hidden layers after the first to bfloat16, in place, and compute their products so."""
+        for parameter in (*self.weights[1:-1], *self.biases[1:-1]):
+            parameter.data = parameter.data.bfloat16()
+        return self
 
     def forward(self, genome: Sequence[Tensor], celltype: Tensor, assay: Tensor) -> Tensor:
         """Predict tracks (celltype, assay: blocks x k) in blocks: blocks x bins x k, the average not yet added."""
