@@ -166,6 +166,40 @@ def test_evaluate_of_baselines_needs_no_model(work, capsys):
     assert capsys.readouterr().out.count("average") == 9
 
 
+def test_segment_writes_the_states_that_python_gives(work, tmp_path, capsys):
+    pytest.importorskip("hmmlearn")
+    bed, fitted = tmp_path / "states.bed", str(work / "cube.fitted.zarr")
+    command = ["segment", fitted, str(bed), "--states", "3", "--regions", "chr1:0-30kb", "--seed", "4", "--quiet"]
+    assert main(command) == 0
+    expected = xa.open_cube(fitted).avocado.segment(3, regions="chr1:0-30kb", seed=4, as_="frame", progress=False)
+    assert f"{len(expected)} runs of {expected.state.nunique()} states in {bed}" in capsys.readouterr().out
+    table = pd.read_csv(bed, sep="\t", header=None)
+    pd.testing.assert_frame_equal(
+        table[[0, 1, 2, 3, 8]].set_axis(["chrom", "start", "end", "name", "rgb"], axis=1),
+        expected.drop(columns="state"),
+        check_dtype=False,
+    )
+    assert (
+        table[1].iloc[0] == 0 and table[2].iloc[-1] == 30_000 and (table[1].iloc[1:].values == table[2].iloc[:-1]).all()
+    )
+
+
+def test_report_scores_what_was_hidden_and_shows_the_loci_asked_for(work, tmp_path, capsys):
+    page, genes = tmp_path / "report.html", tmp_path / "genes.bed"
+    genes.write_text("chr1\t5000\t9000\tg1\t0\t+\n")
+    command = ["report", str(work / "cube.fitted.zarr"), str(page), "--truth", str(work / "cube.zarr"), "--quiet"]
+    regions = ["chr1:2,000-12,000", "chr2:0-10,000"]
+    assert main([*command, *(part for region in regions for part in ("--region", region)), "--genes", str(genes)]) == 0
+    assert capsys.readouterr().out.strip() == str(page)
+    text = page.read_text()
+    assert all(f"<figcaption>{region}</figcaption>" in text for region in regions)
+    assert "The model did not see C2 H3K27ac." in text
+    scored = xa.open_cube(work / "cube.fitted.zarr").avocado.impute(tracks=[HELD])
+    table = scored.avocado.evaluate(xa.open_cube(work / "cube.zarr"), measures=["mse"], progress=False)
+    for method, mse in zip(table.method, table.mse, strict=True):
+        assert f"<tr><td>{method}</td><td class='n'>{mse:.3f}</td>" in text
+
+
 def test_mistakes_are_told_in_one_line(work, tmp_path, capsys):
     cube, fitted = str(work / "cube.zarr"), str(work / "cube.fitted.zarr")
     assert "no store" in failed(capsys, "info", str(tmp_path / "nothing.zarr"))
@@ -178,6 +212,10 @@ def test_mistakes_are_told_in_one_line(work, tmp_path, capsys):
     assert ".tsv or .bed" in failed(capsys, "embed", fitted, str(tmp_path / "e.csv"))
     assert ".tsv or .h5ad" in failed(capsys, "embed", fitted, str(tmp_path / "e.bed"), "--axis", "celltype")
     assert ".png, .pdf, .svg" in failed(capsys, "evaluate", fitted, "--plot", str(tmp_path / "scores.xls"))
+    assert "call .avocado.fit() first" in failed(capsys, "segment", cube, str(tmp_path / "s.bed"))
+    assert "at least 2; got 1" in failed(capsys, "segment", fitted, str(tmp_path / "s.bed"), "--states", "1")
+    assert "chr9" in failed(capsys, "report", fitted, str(tmp_path / "r.html"), "--region", "chr9:1-100")
+    assert "no store" in failed(capsys, "report", fitted, str(tmp_path / "r.html"), "--truth", str(tmp_path / "t.zarr"))
     missing = ["build", str(tmp_path / "no.tsv"), str(tmp_path / "c.zarr"), "--genome", str(work / "sizes.txt")]
     assert "no.tsv" in failed(capsys, *missing)
     assert not list(tmp_path.iterdir()), "nothing is left behind"
