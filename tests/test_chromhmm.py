@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -77,3 +80,23 @@ def test_what_cannot_be_written_is_refused(simulated, tmp_path):
     with pytest.raises(CubeError, match="chromsizes"):
         bare.avocado.to_chromhmm(tmp_path / "x", variable="signal")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.skipif(shutil.which("ChromHMM") is None, reason="ChromHMM is not installed")
+def test_chromhmm_learns_states_from_the_files(simulated, tmp_path):
+    """Debian has the program in its package chromhmm."""
+    held = simulated.avocado.hold_out([("C2", "H3K27ac")]).sel(celltype=["C1", "C2"])
+    held.avocado.to_chromhmm(tmp_path / "in", variable="signal", progress=False)
+    sizes = simulated.attrs["chromsizes"]
+    (tmp_path / "sizes").write_text("".join(f"{chrom}\t{size}\n" for chrom, size in sizes.items()))
+    plain = ["-noimage", "-nobrowser", "-noenrich", "-noautoopen", "-r", "10", "-l", "sizes"]
+    command = ["ChromHMM", "LearnModel", *plain, "in", "out", "3", "hg38"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    emissions = pd.read_csv(tmp_path / "out" / "emissions_3.txt", sep="\t", index_col=0)
+    assert set(emissions.columns) == set(simulated.assay.values)
+    promoter, body = emissions.H3K4me3.idxmax(), emissions.H3K36me3.idxmax()
+    assert promoter != body and emissions.H3K4me3[promoter] > 0.3 > 0.1 > emissions.H3K4me3[body]
+    assert emissions.H3K36me3[body] > 0.5 and (emissions.max(axis=1) < 0.1).any(), "and a state of nothing"
+    for celltype in ("C1", "C2"):
+        states = pd.read_csv(tmp_path / "out" / f"{celltype}_3_segments.bed", sep="\t", header=None)
+        assert states.groupby(0)[2].max().to_dict() == {chrom: size // 200 * 200 for chrom, size in sizes.items()}

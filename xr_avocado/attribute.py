@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import dask
@@ -65,11 +65,11 @@ def attribute(
 
     The gradient of the prediction is averaged along the straight way from a baseline to what the model reads here, and multiplied by the
     way. Attributions then add up to the prediction less the prediction at the baseline, but for the error of averaging over points,
-    which is given for each bin. Bins where it exceeds ``tolerance`` are done again with twice the points, up to five times.
+    which is given for each bin. Where it exceeds ``tolerance``, the stretches of the way that it comes from get more points, up to 512.
 
     A model with a context term imputes with that term, and the factors beside it are another network with predictions of its own: ``of``
     says which of the two is taken apart. Lazy: nothing is computed until it is asked for; a chunk of up to 8,192 bins then takes some 200
-    MB, and the time of some three predictions a point.
+    MB, and the time of some hundred predictions.
 
     Parameters
     ----------
@@ -249,15 +249,17 @@ class _Factors(_Explained):
         self.about["of"] = "factors"
 
     def parts(self, rows: slice) -> np.ndarray:
-        from xr_avocado.model.attribution import attribute_factors, refined
+        from xr_avocado.model.attribution import attribute_factors
 
-        factors, at = self.predictor.factors_at(rows)
-        pairs = self.celltype, self.assay
-
-        def attributed(at: Sequence[np.ndarray], steps: int) -> np.ndarray:
-            return attribute_factors(self.predictor.net, factors, at, self.baseline, *pairs, steps=steps)
-
-        parts = refined(attributed, at, steps=self.steps, tolerance=self.tolerance)
+        parts = attribute_factors(
+            self.predictor.net,
+            *self.predictor.factors_at(rows),
+            self.baseline,
+            self.celltype,
+            self.assay,
+            steps=self.steps,
+            tolerance=self.tolerance,
+        )
         if AVERAGE not in self.components:
             return parts
         average = self.predictor.average(self.celltype, self.assay, rows)
@@ -294,18 +296,24 @@ class _Context(_Explained):
         return source.ravel()
 
     def parts(self, rows: slice) -> np.ndarray:
-        from xr_avocado.model.attribution import attribute_context, refined
+        from xr_avocado.model.attribution import attribute_context
 
         cells = np.nonzero(self.predictor.observed)
         of_model = cells[0] * self.predictor.n_assays + self.predictor.model_assay[cells[1]]
         levels, at = self.predictor.levels(*self.predictor.tracks_around(rows), rows)
-        pairs = self.celltype, self.predictor.model_assay[self.assay]
-        sources = {"source": self.source, "n_sources": len(self.components) - 1, "from_mean": self.from_mean}
-
-        def attributed(at: Sequence[np.ndarray], steps: int) -> np.ndarray:
-            return attribute_context(self.predictor.net, levels, at, of_model, *pairs, **sources, steps=steps)
-
-        return refined(attributed, at, steps=self.steps, tolerance=self.tolerance)
+        return attribute_context(
+            self.predictor.net,
+            levels,
+            at,
+            of_model,
+            self.celltype,
+            self.predictor.model_assay[self.assay],
+            source=self.source,
+            n_sources=len(self.components) - 1,
+            from_mean=self.from_mean,
+            steps=self.steps,
+            tolerance=self.tolerance,
+        )
 
 
 def attribution_by_peaks(

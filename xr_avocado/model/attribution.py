@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,46 +13,14 @@ from torch.nn import functional
 
 from xr_avocado.model.context import ContextEnsemble
 from xr_avocado.model.network import AvocadoNet
+from xr_avocado.model.path_integral import Ways, integrate
 
-__all__ = ["attribute_context", "attribute_factors", "refined"]
+__all__ = ["attribute_context", "attribute_factors"]
 
-ACTIVATIONS = 1 << 22
-"""Activations (positions x tracks x units) of a step, at most: with their gradients some 100 MB."""
-
-DOUBLINGS = 5
-"""Times that the points of a path are doubled, at most."""
-
-
-def refined(
-    attributed: Callable[[Sequence[np.ndarray], int], np.ndarray],
-    rows: Sequence[np.ndarray],
-    *,
-    steps: int,
-    tolerance: float,
-) -> np.ndarray:
-    """Attribute at ``steps`` points, and at twice as many, again and again, where the parts do not add up.
-
-    A network of ReLUs bends at a few points of a path; few positions bend so badly that they need many points.
-
-    Parameters
-    ----------
-    attributed
-        Gives parts (as `attribute_factors` does) from rows and a number of steps.
-    rows
-        For each scale, the row that each position lies in.
-    steps, tolerance
-        Points to begin with, and the error that a position may have, as a fraction of the range of a track's predictions here.
-    """
-    parts = attributed(rows, steps)
-    allowed = tolerance * np.ptp(parts[:, -2:], axis=(1, 2))[:, None]
-    for _ in range(DOUBLINGS):
-        error = np.abs(parts[:, :-2].sum(1) + parts[:, -1] - parts[:, -2])
-        again = np.flatnonzero((error > allowed).any(0))
-        if not len(again):
-            break
-        steps *= 2
-        parts[..., again] = attributed([row[again] for row in rows], steps)
-    return parts
+CACHED = 1 << 18
+"""Activations (ways x units) that go forward and back together on a processor: 1 MB, what a core's own cache holds."""
+HELD = 1 << 24
+"""The same on other devices: 64 MB, and with the gradients some times that."""
 
 
 def attribute_factors(
@@ -62,6 +32,7 @@ def attribute_factors(
     assay: np.ndarray,
     *,
     steps: int,
+    tolerance: float,
 ) -> np.ndarray:
     """Attribute predictions of the factors' network to cell type, assay and each scale's factors.
 
@@ -79,53 +50,15 @@ def attribute_factors(
     celltype, assay
         Indices of the tracks.
     steps
-        Points of the path, in the middle of as many equal parts.
+        Points of the path to begin with, in the middle of as many equal parts.
+    tolerance
+        Error that a position may have before parts of its path are halved, as a fraction of the range of a track's predictions here.
 
     Returns
     -------
     Tracks x (components, then prediction, then prediction at the baseline) x positions, float32.
     """
-    device = net.celltype_factors.device
-    start, of_track, of_scale = _first_layer(net, factors, baseline, celltype, assay)
-    positions = [torch.from_numpy(row).to(device) for row in rows]
-    out = torch.empty(len(celltype), 2 + len(of_scale) + 2, len(rows[0]), device=device)
-    step = max(1, ACTIVATIONS // (of_track[0].numel() or 1))
-    for first in range(0, len(rows[0]), step):
-        at = slice(first, first + step)
-        # Each share is positions x tracks x nodes, with one entry where it is the same for all.
-        shares = [part[None] for part in of_track]
-        shares += [part[row[at]][:, None] for part, row in zip(of_scale, positions, strict=True)]
-        change = torch.stack(torch.broadcast_tensors(*shares)).sum(0)
-        gradient = torch.zeros_like(change)
-        for k in range(steps):
-            hidden = (start + (k + 0.5) / steps * change).requires_grad_()
-            (slope,) = torch.autograd.grad(net.above(hidden.clone()).sum(), hidden)
-            gradient += slope / steps
-        with torch.no_grad():
-            parts = [(gradient * share).sum(-1) for share in shares]
-            ends = [net.above(start + change), net.above(start.expand_as(change).clone())]
-            out[..., at] = torch.stack([*parts, *ends]).permute(2, 0, 1)
-    return out.cpu().numpy()
-
-
-@torch.no_grad()
-def _first_layer(
-    net: AvocadoNet,
-    factors: Sequence[np.ndarray],
-    baseline: Sequence[np.ndarray],
-    celltype: np.ndarray,
-    assay: np.ndarray,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Its sum at the baseline; what cell type and assay add to it (tracks x nodes); what each scale adds (rows x nodes)."""
-    device = net.celltype_factors.device
-    values = [net.celltype_factors[torch.from_numpy(celltype).to(device)]]
-    values += [net.assay_factors[torch.from_numpy(assay).to(device)]]
-    values += [torch.from_numpy(np.ascontiguousarray(f, np.float32)).to(device) for f in factors]
-    weights = net.weights[0].split([v.shape[1] for v in values], dim=1)
-    bases = [torch.from_numpy(np.asarray(base, np.float32)).to(device) for base in baseline]
-    start = net.biases[0] + sum(weight @ base for weight, base in zip(weights, bases, strict=True))
-    shares = [functional.linear(v - base, w) for v, base, w in zip(values, bases, weights, strict=True)]
-    return start, shares[:2], shares[2:]
+    return _attributed(_FactorWays(net, factors, rows, baseline, celltype, assay), len(celltype), steps, tolerance)
 
 
 def attribute_context(
@@ -140,6 +73,7 @@ def attribute_context(
     n_sources: int,
     from_mean: bool,
     steps: int,
+    tolerance: float,
 ) -> np.ndarray:
     """Attribute predictions of the context term to the tracks that it reads.
 
@@ -155,8 +89,8 @@ def attribute_context(
         Number of sources.
     from_mean
         Start with every track at its own mean, 0 in the units that the network reads; if False, at a signal of 0.
-    steps
-        Points of the path.
+    steps, tolerance
+        As `attribute_factors` has them.
 
     Returns
     -------
@@ -164,64 +98,162 @@ def attribute_context(
     activity, which the term adds its correction to, is answerable for is known exactly, and not counted again with the source it is the
     mean of, the tracks of the same assay (source 0).
     """
-    device = net.first.mean.device
-    size = sum(p.numel() for p in (net.first.slot, net.first.read)) // net.first.config.context_units + 1
-    step = max(1, ACTIVATIONS // (size * max(1, net.first.config.context_units // 8)))
-    out = np.empty((len(celltype), n_sources + 3, len(rows[0])), np.float32)
-    for first in range(0, len(rows[0]), step):
-        at = slice(first, first + step)
-        pieces = [torch.from_numpy(level[:, row[at]]).to(device) for level, row in zip(levels, rows, strict=True)]
-        signal, known = _spread(net, torch.stack(pieces, -1).transpose(0, 1), torch.from_numpy(cells).to(device))
-        for track, (c, a) in enumerate(zip(celltype.tolist(), assay.tolist(), strict=True)):
-            visible = known.clone()
-            visible[:, c, a] = 0
-            base = net.first.mean[..., None].expand_as(signal) if from_mean else torch.zeros_like(signal)
-            of_source = torch.from_numpy(source[track]).to(device)
-            parts = _context_parts(net, (base, signal, visible), (c, a), of_source, n_sources, steps)
-            out[track, :, at] = parts.cpu().numpy()
-    return out
+    ways = _ContextWays(net, levels, rows, cells, celltype, assay, source, n_sources=n_sources, from_mean=from_mean)
+    parts = _attributed(ways, len(celltype), steps, tolerance)
+    average = ways.average().reshape(len(celltype), 1, -1)
+    parts[:, :1] -= average
+    return np.concatenate([average, parts], axis=1)
 
 
-def _spread(net: ContextEnsemble, by_track: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-    """Lay tracks (bins x tracks x scales) out by cell type and assay: signal, and 1 where there is one."""
-    n_celltypes, n_assays = net.first.mean.shape
-    signal = torch.zeros(len(by_track), n_celltypes * n_assays, by_track.shape[2], device=by_track.device)
-    signal[:, cells] = by_track.nan_to_num()
-    known = torch.zeros(signal.shape[:2], device=by_track.device)
-    known[:, cells] = (~by_track[..., 0].isnan()).float()
-    return signal.unflatten(1, (n_celltypes, n_assays)), known.unflatten(1, (n_celltypes, n_assays))
+def _attributed(ways: _NetworkWays, n_tracks: int, steps: int, tolerance: float) -> np.ndarray:
+    """Parts, value at the end and value at the start of the ways of each track: tracks x (parts + 2) x positions."""
+    every = np.arange(ways.n_ways)
+    ends = np.stack([ways.values(every, np.full(len(every), point)) for point in (0.0, 1.0)], axis=1)
+    of_track = np.ptp(ends.reshape(n_tracks, -1), axis=1).repeat(len(every) // n_tracks)
+    parts = integrate(ways, ends, steps=steps, allowed=tolerance * of_track)
+    return np.concatenate([parts, ends[:, ::-1]], axis=1).reshape(n_tracks, -1, parts.shape[1] + 2).swapaxes(1, 2)
 
 
-def _context_parts(
-    net: ContextEnsemble,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    target: tuple[int, int],
-    source: Tensor,
-    n_sources: int,
-    steps: int,
-) -> Tensor:
-    """Parts of one track's prediction: (average, sources, prediction, baseline) x bins."""
-    base, signal, visible = inputs
-    c, a = (torch.full((len(signal), 1), i, device=signal.device) for i in target)
-    change = signal - base
-    total = torch.zeros_like(change)
-    for k in range(steps):
-        read = (base + (k + 0.5) / steps * change).requires_grad_()
-        (slope,) = torch.autograd.grad(net(read, visible, c, a).sum(), read)
-        total += slope / steps
-    with torch.no_grad():
-        of_cells = (total * change).sum(-1).flatten(1)
-        parts = torch.zeros(len(signal), n_sources, device=signal.device).index_add_(1, source, of_cells)
-        average = _average_change(net, change, visible, target)
-        parts[:, 0] -= average
-        ends = [net(values, visible, c, a) for values in (signal, base)]
-        return torch.cat([average[:, None], parts, *ends], 1).T
+class _NetworkWays(Ways):
+    """Ways of what a network reads, numbered track by track, and within a track position by position."""
+
+    device: torch.device
+    units: int
+
+    @abstractmethod
+    def _reach(
+        self, way: Tensor, point: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """What is read at the points, the value of that, and the slopes of the parts by the gradient there."""
+
+    def values(self, way: np.ndarray, point: np.ndarray) -> np.ndarray:
+        """Value of each way at a point of it."""
+        out = np.empty(len(way), np.float32)
+        for at, some, points in self._pieces(way, point):
+            with torch.inference_mode():
+                read, value, _ = self._reach(some, points)
+                out[at] = value(read).cpu().numpy()
+        return out
+
+    def slopes(self, way: np.ndarray, point: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values likewise, and the slope of each part of the way there."""
+        values, slopes = [], []
+        for _, some, points in self._pieces(way, point):
+            with torch.no_grad():
+                read, value, parts = self._reach(some, points)
+            with torch.enable_grad():
+                found = value(read.requires_grad_())
+                (gradient,) = torch.autograd.grad(found.sum(), read)
+            values.append(found.detach().cpu().numpy())
+            slopes.append(parts(gradient).cpu().numpy())
+        return np.concatenate(values), np.concatenate(slopes)
+
+    def _pieces(self, way: np.ndarray, point: np.ndarray) -> Any:
+        step = max(1, (CACHED if self.device.type == "cpu" else HELD) // self.units)
+        for first in range(0, len(way), step):
+            at = slice(first, first + step)
+            yield at, torch.from_numpy(way[at]).to(self.device), torch.from_numpy(point[at]).float().to(self.device)
 
 
-def _average_change(net: ContextEnsemble, change: Tensor, visible: Tensor, target: tuple[int, int]) -> Tensor:
-    """What average activity changes a prediction by, from the baseline to here: the term adds it as it is."""
-    c, a = target
-    seen = visible[:, :, a]
-    column = change[:, :, a, 0] / net.first.spread[:, a] * seen
-    mean = column.sum(1) / seen.sum(1).clamp(min=1)
-    return net.first.spread[c, a] * net.first.config.context_stretch * mean
+class _FactorWays(_NetworkWays):
+    """Ways of the first layer's sum, whose parts are the shares of cell type, assay and each scale."""
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        net: AvocadoNet,
+        factors: Sequence[np.ndarray],
+        rows: Sequence[np.ndarray],
+        baseline: Sequence[np.ndarray],
+        celltype: np.ndarray,
+        assay: np.ndarray,
+    ) -> None:
+        self.net, self.device, self.units = net, net.celltype_factors.device, net.config.nodes
+        self.n_ways = len(celltype) * len(rows[0])
+        self.rows = [self._here(row) for row in rows]
+        values = [net.celltype_factors[self._here(celltype)], net.assay_factors[self._here(assay)]]
+        values += [self._here(np.ascontiguousarray(of, np.float32)) for of in factors]
+        weights = net.weights[0].split([v.shape[1] for v in values], dim=1)
+        bases = [self._here(np.asarray(base, np.float32)) for base in baseline]
+        self.start = net.biases[0] + sum(weight @ base for weight, base in zip(weights, bases, strict=True))
+        self.shares = [functional.linear(v - base, w) for v, base, w in zip(values, bases, weights, strict=True)]
+
+    def _here(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _reach(
+        self, way: Tensor, point: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        track, position = way // len(self.rows[0]), way % len(self.rows[0])
+        at = [track, track, *(row[position] for row in self.rows)]
+        shares = torch.stack([share[rows] for share, rows in zip(self.shares, at, strict=True)], 1)
+        read = self.start + point[:, None] * shares.sum(1)
+        # The network works in place on what it is given.
+        return read, lambda read: self.net.above(read.clone()), lambda slope: (shares @ slope[..., None])[..., 0]
+
+
+class _ContextWays(_NetworkWays):
+    """Ways of all tracks that are read, at all scales, whose parts are the sources that tracks are of."""
+
+    def __init__(
+        self,
+        net: ContextEnsemble,
+        levels: Sequence[np.ndarray],
+        rows: Sequence[np.ndarray],
+        cells: np.ndarray,
+        celltype: np.ndarray,
+        assay: np.ndarray,
+        source: np.ndarray,
+        *,
+        n_sources: int,
+        from_mean: bool,
+    ) -> None:
+        self.net, self.device = net, net.first.mean.device
+        self.n_ways, self.from_mean, self.n_sources = len(celltype) * len(rows[0]), from_mean, n_sources
+        arrays = [torch.from_numpy(of).to(self.device) for of in (cells, celltype, assay, source)]
+        self.cells, self.celltype, self.assay, self.source = arrays
+        self.rows = [torch.from_numpy(row).to(self.device) for row in rows]
+        # Bins first, so that what is read of one lies together.
+        self.levels = [torch.from_numpy(np.ascontiguousarray(level.T)).to(self.device) for level in levels]
+        self.units = net.first.mean.numel() * net.first.config.context_units
+
+    def _reach(
+        self, way: Tensor, point: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        signal, visible, target = self._read(way)
+        base = self.net.first.mean[..., None] if self.from_mean else torch.zeros_like(signal)
+        change, source = signal - base, self.source[way // len(self.rows[0])]
+        sums = signal.new_zeros(len(way), self.n_sources)
+        return (
+            base + point[:, None, None, None] * change,
+            lambda read: self.net(read, visible, *target)[:, 0],
+            lambda slope: sums.scatter_add(1, source, (slope * change).sum(-1).flatten(1)),
+        )
+
+    def _read(self, way: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Signal, what of it is visible, and the target's cell type and assay, as the network takes them."""
+        track, position = way // len(self.rows[0]), way % len(self.rows[0])
+        by_track = torch.stack([level[row[position]] for level, row in zip(self.levels, self.rows, strict=True)], -1)
+        n_celltypes, n_assays = self.net.first.mean.shape
+        signal = by_track.new_zeros(len(way), n_celltypes * n_assays, len(self.levels))
+        signal[:, self.cells] = by_track.nan_to_num()
+        visible = signal.new_zeros(signal.shape[:2])
+        visible[:, self.cells] = (~by_track[..., 0].isnan()).to(signal.dtype)
+        celltype, assay = self.celltype[track], self.assay[track]
+        visible[torch.arange(len(way), device=self.device), celltype * n_assays + assay] = 0
+        shape = n_celltypes, n_assays
+        return signal.unflatten(1, shape), visible.unflatten(1, shape), (celltype[:, None], assay[:, None])
+
+    @torch.inference_mode()
+    def average(self) -> np.ndarray:
+        """What average activity changes the value of each way by: the term adds it as it is."""
+        first, out = self.net.first, []
+        for _, way, _ in self._pieces(every := np.arange(self.n_ways), every):
+            signal, visible, (celltype, assay) = self._read(way)
+            bins = torch.arange(len(way), device=self.device)[:, None]
+            seen, spread = visible[bins, :, assay], first.spread[:, assay].permute(1, 2, 0)
+            base = first.mean[:, assay].permute(1, 2, 0) if self.from_mean else 0
+            column = (signal[bins, :, assay][..., 0] - base) / spread * seen
+            mean = column.sum(2) / seen.sum(2).clamp(min=1)
+            out.append((first.spread[celltype, assay] * first.config.context_stretch * mean)[:, 0].cpu().numpy())
+        return np.concatenate(out)
