@@ -60,6 +60,21 @@ def test_the_parts_are_of_what_impute_answers(fitted, averaged):
         np.testing.assert_allclose(parts.prediction, imputed.sel(celltype="C1", assay="H3K4me3"), atol=1e-5)
 
 
+def test_the_parts_are_of_what_impute_answers_after_an_extension():
+    """Of an old pair, `impute` reads what the model knew before."""
+    cube = xa.datasets.simulate(5, 3, {"chr1": 40_010}).avocado.hold_out([TARGET])
+    config = {"context_samples": 6_000, "context_members": 1, "context_nodes": 16, "context_units": 8}
+    old = cube.isel(celltype=slice(4)).avocado.fit(config=config, epochs=2, progress=False, device="cpu")
+    more = old.avocado.extend(cube, epochs=1, progress=False, device="cpu")
+    options = {"steps": 1, "tolerance": np.inf, "device": "cpu"}
+    for celltype in ("C1", "C5"):
+        parts = more.avocado.attribute(celltype, "H3K4me3", REGION, **options)
+        imputed = impute(more, celltype, "H3K4me3", device="cpu").avocado.sel(REGION).imputed
+        np.testing.assert_allclose(parts.prediction, imputed.sel(celltype=celltype, assay="H3K4me3"), atol=1e-5)
+    with pytest.raises(CubeError, match="not all learnt at one time"):
+        more.avocado.attribute(["C1", "C5"], "H3K4me3", REGION, **options)
+
+
 @pytest.mark.parametrize("baseline", ["zero", "mean"])
 def test_attributions_of_factors_are_those_of_captum(fitted, baseline):
     """On the concatenated factors, as the paper has them, factor by factor."""

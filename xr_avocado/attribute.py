@@ -33,6 +33,7 @@ from xr_avocado.cube import (
     label_rows,
     position_dim,
 )
+from xr_avocado.generations import as_known_to, generations_of
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of, select
 from xr_avocado.pair import Spans
@@ -108,7 +109,8 @@ def attribute(
     Raises
     ------
     CubeError
-        Where the cube is not fitted, has no context term to take apart, or a label is not on it.
+        Where the cube is not fitted, has no context term to take apart, or a label is not on it; or where some pairs were learnt by fit
+        and others by ``extend``, which are imputed from different tracks.
     ValueError
         Where ``of``, ``baseline`` or ``steps`` is none of these.
 
@@ -163,7 +165,21 @@ def _explained(
         raise ValueError(f"tolerance is a fraction of the range, above 0; got {tolerance!r}")
     labels = [[x] if isinstance(x, str) else list(dict.fromkeys(map(str, x))) for x in (celltype, assay)]
     kind = _Context if of == "context" else _Factors
+    ds = _as_imputed(ds, labels) if of == "context" or config.average else ds
     return kind(ds, labels, config, (int(steps), float(tolerance)), baseline, str(device_named(device)))
+
+
+def _as_imputed(ds: xr.Dataset, labels: list[list[str]]) -> xr.Dataset:
+    """Cut an extended cube to what `impute` reads for these pairs: the labels that the model knew when it learnt them."""
+    celltype, assay = generations_of(ds)
+    rows = [label_rows(ds, dim, of) for dim, of in zip((CELLTYPE, ASSAY), labels, strict=True)]
+    numbers = np.unique(np.maximum.outer(celltype[rows[0]], assay[rows[1]]))
+    if len(numbers) > 1:
+        raise CubeError(
+            f"{', '.join(labels[0])} and {', '.join(labels[1])} were not all learnt at one time (some by extend), and what was learnt later "
+            "is imputed from more tracks; take apart those of one time in a call"
+        )
+    return as_known_to(ds, int(numbers[0])) if len(numbers) else ds
 
 
 def _labelled(

@@ -65,7 +65,11 @@ def draw_row(ax: Axes, row: Row, steps: Steps) -> None:
     ax.stairs(row.values, steps.edges, fill=True, color=row.color, linewidth=0)
     if row.band is not None:
         lower, upper = row.band
-        ax.stairs(upper, steps.edges, baseline=lower, fill=True, color=INK, alpha=0.25, linewidth=0)
+        ax.stairs(upper, steps.edges, baseline=lower, fill=True, color=INK, alpha=0.2, linewidth=0)
+        # Where the band lies on what is imputed, gray alone would not tell where it begins.
+        for bound in (lower, upper):
+            ax.stairs(bound, steps.edges, baseline=None, color=INK, linewidth=0.5)
+        ax.text(1.008, 0.1, "gray: interval", transform=ax.transAxes, color=INK, va="center", fontsize="x-small")
     ax.set_ylim(0 if np.nanmin(row.values) >= 0 else float(np.nanmin(row.values)), 1.05 * row.top)
     ax.set_yticks([0, row.top], ["0", f"{row.top:.3g}"])
     quiet_row(ax, steps)

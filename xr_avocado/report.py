@@ -323,5 +323,5 @@ def _figure(ax: Any, caption: str) -> str:
     text = base64.b64encode(buffer.getvalue()).decode("ascii")
     alt = escape(caption, quote=True)
     # Of a figure much wider than a page nothing could be read: it keeps its size, and is scrolled.
-    kind = "wide" if figure.get_figwidth() > WIDE else "fits"
-    return f"<figure><img class='{kind}' alt=\"{alt}\" src='data:image/png;base64,{text}'><figcaption>{escape(caption)}</figcaption></figure>\n"
+    kind, more = ("wide", " Wider than the page: scroll it sideways.") if figure.get_figwidth() > WIDE else ("fits", "")
+    return f"<figure><img class='{kind}' alt=\"{alt}\" src='data:image/png;base64,{text}'><figcaption>{escape(caption + more)}</figcaption></figure>\n"
