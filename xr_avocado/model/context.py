@@ -12,9 +12,12 @@ from torch.nn import functional
 from xr_avocado.model.config import Config
 from xr_avocado.model.halving import Halving
 from xr_avocado.model.levels import Levels
-from xr_avocado.model.shown import Shown, Tracks, differing_in
+from xr_avocado.model.shown import Shown, Tracks, differing_in, share_of
 
 __all__ = ["ContextEnsemble", "ContextNet", "KnownTracks", "n_columns"]
+
+COMPRESSION = 3.0
+"""Of the table's second copy: standard deviations times this, arcsinh."""
 
 
 class ContextNet(nn.Module):
@@ -27,7 +30,8 @@ class ContextNet(nn.Module):
 
     Two readers correct, and the mean of both is the prediction. One compares cell types, by what it has learnt to read in their tracks.
     The other sees a plain table: c's own tracks, how they differ from the others' mean, and of the assay the mean, highest, lowest, and means
-    that favour cell types alike at the bin. Trained side by side, each on its own error, they err elsewhere.
+    that favour cell types alike at the bin; as it is, which a few peaks rule, and compressed. Trained side by side, each on its own error, they
+    err elsewhere.
 
     It holds nothing per position, so it cannot over-fit a small panel's bins and predicts where it never trained; and nothing per cell
     type, which is described by the levels of its tracks alone, so it cannot learn pairs of cell type and assay by heart.
@@ -119,9 +123,10 @@ class ContextNet(nn.Module):
         """
         name, others = self.assay[shown.assay], shown.others
         compared = self._by_comparison(shown, known if known.ndim == 4 else known[:, None], units)
+        table = torch.cat([*shown.table, shown.average, others], -1)
         read = [
             self._head(self.hidden, self.out, [*compared, shown.average, name, functional.relu(self.others(others))]),
-            self._head(self.table, self.table_out, [*shown.table, shown.average, name, others]),
+            self._head(self.table, self.table_out, [table, (COMPRESSION * table).asinh(), name]),
         ]
         stretch = 1.0 if self.training else self.config.context_stretch
         return shown.level + shown.spread * stretch * (shown.average[..., 0] + torch.stack(read))
@@ -137,7 +142,7 @@ class ContextNet(nn.Module):
 
     def known(self, units: Tensor, visible: Tensor) -> Tensor:
         """Read all tracks of each cell type together, before the ReLU: bins x cell types x nodes."""
-        share = _share(visible)
+        share = share_of(visible)
         return (units * share[..., None]).flatten(2) @ self.slot + share @ self.slot_seen + self.slot_bias
 
     def known_without(self, tracks: Tracks, units: Tensor, shown: Shown) -> tuple[Tensor, Tensor]:
@@ -259,21 +264,15 @@ class KnownTracks:
         return torch.stack(parts).mean((0, 1))
 
 
-def _share(visible: Tensor) -> Tensor:
-    """Weights of a cell type's tracks."""
-    # Means over the assays there are: at a pair never measured one more is known than training could show.
-    return 2 * visible / visible.sum(2, keepdim=True).clamp(min=1)
-
-
 def _of_assay(units: Tensor, assay: Tensor) -> Tensor:
     """Those of each target's assay: bins x k x cell types x units."""
     return units[torch.arange(len(units), device=units.device)[:, None], :, assay]
 
 
 def n_columns(n_assays: int, config: Config) -> int:
-    """Columns of the plain table that a target is read from: those of every assay, and those of its own assay."""
+    """Columns of the plain table that a target is read from: those of every assay and of its own, as they are and compressed; its name."""
     scales = len(config.context_scales)
-    return n_assays * (3 * scales + 2) + 6 * scales + config.context_assay_factors
+    return 2 * (n_assays * (3 * scales + 2) + 6 * scales) + config.context_assay_factors
 
 
 def _dropout(read: Tensor, rate: float) -> Tensor:

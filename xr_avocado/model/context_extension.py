@@ -28,11 +28,13 @@ def assay_of_parameters(net: ContextNet) -> Tensor:
     n, scales = net.mean.shape[1], len(net.config.context_scales)
     # What is read of others: means of each assay at each scale, then whether there is one.
     others = torch.cat([torch.arange(n).repeat_interleave(scales), torch.arange(n)])
-    # The table begins with the target's own tracks, each twice at each scale, and which are seen, and ends with the others.
-    table = torch.full((n_columns(n, net.config),), -1)
+    # The table begins with the target's own tracks, each twice at each scale, and which are seen, and ends with the others; it is
+    # there twice, and the name of the target's assay after it.
+    columns, name = n_columns(n, net.config), net.config.context_assay_factors
+    table = torch.full(((columns - name) // 2,), -1)
     own = torch.cat([torch.arange(n).repeat_interleave(2 * scales), torch.arange(n)])
     table[: len(own)], table[-len(others) :] = own, others
-    inputs = {"others.weight": others, "table.0.weight": table}
+    inputs = {"others.weight": others, "table.0.weight": torch.cat([table, table, torch.full((name,), -1)])}
     parts = []
     for name, parameter in net.named_parameters():
         of = torch.full(parameter.shape, -1)

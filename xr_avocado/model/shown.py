@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Shown", "Tracks"]
+__all__ = ["Shown", "Tracks", "differing_in", "share_of"]
 
 
 class Shown(NamedTuple):
@@ -29,7 +29,7 @@ class Shown(NamedTuple):
     others
         Mean of every assay over the cell types other than the target's, and whether there is one: bins x k x assays (scales + 1).
     table
-        Each target's own tracks and which are seen, highest and lowest of its assay, and means that favour cell types alike at the bin:
+        Each target's own tracks, weighted by ``share_of``, these weights, highest and lowest of its assay, and means that favour cell types alike at the bin:
         bins x k x columns.
     """
 
@@ -76,7 +76,7 @@ class Tracks:
         """Show targets (bins x k), none of which may be read."""
         bins = self._bins
         column, seen = self.signal[bins, :, assay], self.visible[bins, :, assay]
-        own = [self.differing[bins, celltype].flatten(2), self.visible[bins, celltype]]
+        own = [self.differing[bins, celltype], self.visible[bins, celltype]]
         far = _root_mean(*(table[bins, :, celltype] for table in self._apart))
         return self._shown(celltype, assay, column, seen, own, far, self._others(celltype))
 
@@ -89,7 +89,7 @@ class Tracks:
         far = _root_mean(*(table.transpose(1, 2) for table in self._apart_from(own[2], own[1])))
         mean = column.sum(2) / seen.sum(2, keepdim=True).clamp(min=1)
         others = [_at(of, assay, new) for of, new in zip(self._others(celltype), (mean, seen.any(2)), strict=True)]
-        return self._shown(celltype, assay, column, seen, [own[0].flatten(2), own[1]], far, others)
+        return self._shown(celltype, assay, column, seen, own[:2], far, others)
 
     @property
     def _bins(self) -> Tensor:
@@ -107,7 +107,9 @@ class Tracks:
         self, celltype: Tensor, assay: Tensor, column: Tensor, seen: Tensor, own: list[Tensor], far: Tensor, others: list[Tensor]
     ) -> Shown:  # fmt: skip
         average = column.sum(2) / seen.sum(2, keepdim=True).clamp(min=1)
-        table = [*own, *_extremes(column, seen), *_alike(column, seen, far)]
+        tracks, there = own
+        share = share_of(there)
+        table = [(tracks * share[..., None]).flatten(2), share, *_extremes(column, seen), *_alike(column, seen, far)]
         level, spread = self.level[celltype, assay], self.spread[celltype, assay]
         mean, there = others
         read = torch.cat([mean.flatten(2), there.to(mean.dtype)], -1)
@@ -128,6 +130,14 @@ class Tracks:
         there, all_there = there[:, None], self.visible[:, None]
         squares = rows.square() @ all_there.mT + there @ tracks.square().mT
         return squares - 2 * rows @ tracks.mT, there @ all_there.mT
+
+
+def share_of(visible: Tensor) -> Tensor:
+    """Weights of a cell type's tracks (bins x k x assays), which add up to 2, however many are visible.
+
+    At a pair that was never measured one more is known of the cell type than training could show: a sum would be larger than any it saw.
+    """
+    return 2 * visible / visible.sum(2, keepdim=True).clamp(min=1)
 
 
 def _at(table: Tensor, assay: Tensor, value: Tensor | float) -> Tensor:
