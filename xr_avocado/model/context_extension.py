@@ -30,11 +30,11 @@ def assay_of_parameters(net: ContextNet) -> Tensor:
     others = torch.cat([torch.arange(n).repeat_interleave(scales), torch.arange(n)])
     # The table begins with the target's own tracks, each twice at each scale, and which are seen, and ends with the others; it is
     # there twice, and the name of the target's assay after it.
-    columns, name = n_columns(n, net.config), net.config.context_assay_factors
-    table = torch.full(((columns - name) // 2,), -1)
+    of_name = net.config.context_assay_factors
+    table = torch.full(((n_columns(n, net.config) - of_name) // 2,), -1)
     own = torch.cat([torch.arange(n).repeat_interleave(2 * scales), torch.arange(n)])
     table[: len(own)], table[-len(others) :] = own, others
-    inputs = {"others.weight": others, "table.0.weight": torch.cat([table, table, torch.full((name,), -1)])}
+    inputs = {"others.weight": others, "table.0.weight": torch.cat([table, table, torch.full((of_name,), -1)])}
     parts = []
     for name, parameter in net.named_parameters():
         of = torch.full(parameter.shape, -1)
