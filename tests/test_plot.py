@@ -273,3 +273,9 @@ def test_genes_need_neither_strand_nor_name_and_may_be_absent(cube):
     assert plot.tracks(cube, "chr1:60kb-70kb", genes=bare, **options)[-1].texts[-1].get_text() == "no gene here"
     crowd = pd.concat([bare.iloc[:1]] * 9)
     assert plot.tracks(cube, "chr1:10kb-20kb", genes=crowd, **options)[-1].texts[-1].get_text() == "(3 more)"
+
+
+def test_a_method_without_scores_is_not_in_the_key():
+    rows = [("C1", "DNase", "ridge", 0.5), ("C1", "DNase", "imputed", np.nan)]
+    (ax,) = plot.scores(pd.DataFrame(rows, columns=["celltype", "assay", "method", "mse"]))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ridge", "a track", "mean of a mark"]

@@ -254,6 +254,8 @@ def attribution_by_peaks(table: pd.DataFrame, *, axes: np.ndarray | None = None)
         column[0].set_title("with the peak" if peak else "without it", loc="left", fontsize="medium", color=INK)
         column[1].bar(bins.index, bins, color="#BBBBBB", width=0.8)
         column[1].set_yscale("log")
+        # Bars of a logarithm have no natural foot; at 1 none that is drawn vanishes.
+        column[1].set_ylim(bottom=0.8)
         column[1].xaxis.set_major_locator(MaxNLocator(integer=True))
         column[1].set_xlabel("cell types with a peak", color=INK)
         for ax in column:

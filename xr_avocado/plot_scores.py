@@ -67,6 +67,9 @@ def scores(
     """
     names = _measures(table, measures)
     tracks = table.groupby([ASSAY, CELLTYPE, "method"], sort=False, observed=True)[names].mean().reset_index()
+    # A method without a score would have its name beside the figure and nothing in it.
+    scored = tracks.groupby("method")[names].transform("count").any(axis=1)
+    tracks = tracks[scored] if scored.any() else tracks
     marks, methods = (tracks[column].unique().tolist() for column in (ASSAY, "method"))
     drawn = _panels(len(names), 0.7 + 0.15 * len(marks) * (len(methods) + 1.5)) if axes is None else [*axes]
     if len(drawn) != len(names):
