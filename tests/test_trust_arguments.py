@@ -42,7 +42,7 @@ def cube() -> xr.Dataset:
 
 @pytest.fixture(scope="module")
 def fitted(cube: xr.Dataset) -> xr.Dataset:
-    return cube.avocado.fit(**TRAIN).avocado.impute()
+    return cube.avocado.fit(**TRAIN).avocado.calibrate(**QUIET).avocado.impute()
 
 
 Call = Callable[[xr.Dataset], Any]
@@ -93,6 +93,17 @@ UNKNOWN = [
     verb("to_bigwig", "out", variable="coverage", **QUIET),
     verb("to_bigwig", "out", tracks=[("C9", "DNase")], **QUIET),
     verb("to_zarr", "x.zarr", precision="float8", **QUIET),
+    verb("calibrate", "random-ish", **QUIET),
+    verb("segment", 2, scales=[7], **QUIET),
+    verb("segment", 2, scales=[], **QUIET),
+    verb("segment", 2, regions="chr9:0-100", **QUIET),
+    verb("segment", 2, as_="polars", **QUIET),
+    verb("to_chromhmm", "out", variable="coverage", **QUIET),
+    verb("to_chromhmm", "out", variable="celltype_factors", **QUIET),
+    verb("to_chromhmm", "out", celltype="C9", **QUIET),
+    verb("to_chromhmm", "out", assay=["DNase", "ATAC"], **QUIET),
+    verb("report", "x.html", regions="chr9:0-100", **QUIET),
+    verb("report", "x.html", regions=["chr1:0-100", "chr1:900,000,000-900,000,100"], **QUIET),
 ]
 OF_ANOTHER_KIND = [
     verb("sel", 7),
@@ -144,6 +155,48 @@ OF_ANOTHER_KIND = [
     verb("to_zarr", 7, **QUIET),
     verb("to_bigwig", 7, **QUIET),
     verb("to_keras", 7, **QUIET),
+    verb("calibrate", 7.5, **QUIET),
+    verb("calibrate", 1, **QUIET),
+    verb("calibrate", effort=0, **QUIET),
+    verb("calibrate", effort=math.nan, **QUIET),
+    verb("calibrate", effort="much", **QUIET),
+    verb("calibrate", seed="lucky", **QUIET),
+    verb("calibrate", device="tpu-ish", **QUIET),
+    verb("interval", 0),
+    verb("interval", 1.0),
+    verb("interval", 80),
+    verb("interval", math.nan),
+    verb("interval", "wide"),
+    verb("interval", None),
+    verb("segment", 1, **QUIET),
+    verb("segment", 2.5, **QUIET),
+    verb("segment", "many", **QUIET),
+    verb("segment", None, **QUIET),
+    verb("segment", 100_000, **QUIET),
+    verb("segment", 2, regions=7, **QUIET),
+    verb("segment", 2, scales="fine", **QUIET),
+    verb("segment", 2, sample=0, **QUIET),
+    verb("segment", 2, sample="all", **QUIET),
+    verb("segment", 2, iterations=0, **QUIET),
+    verb("segment", 2, starts=0, **QUIET),
+    verb("segment", 2, seed="lucky", **QUIET),
+    verb("segment", 2, bed=7, **QUIET),
+    verb("to_chromhmm", 7, **QUIET),
+    verb("to_chromhmm", "out", variable=7, **QUIET),
+    verb("to_chromhmm", "out", celltype=7, **QUIET),
+    verb("to_chromhmm", "out", threshold="high", **QUIET),
+    verb("to_chromhmm", "out", threshold=math.nan, **QUIET),
+    verb("to_chromhmm", "out", binsize=0, **QUIET),
+    verb("to_chromhmm", "out", binsize=-200, **QUIET),
+    verb("to_chromhmm", "out", binsize=30, **QUIET),
+    verb("to_chromhmm", "out", binsize="wide", **QUIET),
+    verb("report", 7, **QUIET),
+    verb("report", "x.html", truth="truth.zarr", **QUIET),
+    verb("report", "x.html", scores="scores.tsv", **QUIET),
+    verb("report", "x.html", scores=GENES, **QUIET),
+    verb("report", "x.html", regions=7, **QUIET),
+    verb("report", "x.html", genes=7, **QUIET),
+    verb("report", "x.html", title=7, **QUIET),
 ]
 EMPTY = [
     verb("sel", []),
@@ -156,8 +209,18 @@ EMPTY = [
     verb("relationships", genes=GENES[:0], **QUIET),
     verb("to_bigwig", "out", tracks=[], **QUIET),
     verb("impute", []),
+    verb("calibrate", [], **QUIET),
+    verb("segment", 2, regions=[], **QUIET),
+    verb("to_chromhmm", "out", celltype=[], **QUIET),
+    verb("to_chromhmm", "out", assay=[], **QUIET),
+    verb("report", "x.html", regions=[], **QUIET),
 ]
-MAY_BE_EMPTY = {"hold_out([])", "impute([])", *(f"evaluate({of}=[], progress=False)" for of in ("tracks", "methods"))}
+MAY_BE_EMPTY = {
+    "hold_out([])",
+    "impute([])",
+    "report('x.html', regions=[], progress=False)",
+    *(f"evaluate({of}=[], progress=False)" for of in ("tracks", "methods")),
+}
 
 
 def says(call: Call, ds: xr.Dataset) -> str:
@@ -200,6 +263,10 @@ NEEDS_A_MODEL = [
     verb("impute"),
     verb("to_bigwig", "out", **QUIET),
     verb("denormalize"),
+    verb("calibrate", **QUIET),
+    verb("interval"),
+    verb("segment", 2, **QUIET),
+    verb("to_chromhmm", "out", **QUIET),
 ]
 
 

@@ -250,20 +250,6 @@ def test_a_folder_that_may_not_be_written_to_is_told(tmp_path, simulated):
                 write()
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of one MB, where mounting is allowed."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("a small disk can be mounted by root only")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting is not allowed here")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 def test_a_disk_that_fills_during_to_zarr_leaves_nothing(small_disk, simulated):
     noise = simulated.assign(
         signal=simulated.signal + np.random.default_rng(0).random(simulated.signal.shape, np.float32)

@@ -26,7 +26,7 @@ from xr_avocado.cube import (
     experiments,
 )
 from xr_avocado.error_table import PROBABILITIES, ErrorTable, error_unit
-from xr_avocado.fit import Layout, load_panel
+from xr_avocado.fit import Layout, check_seed, load_panel
 from xr_avocado.folds import folds_of
 from xr_avocado.index import bins_of
 
@@ -133,6 +133,7 @@ def held_out(
         )
     if not effort > 0:
         raise ValueError(f"effort is a share of the samples that fit takes, above 0; got {effort!r}")
+    check_seed(seed)
     tracks = experiments(ds)
     chosen = even_folds(ds, seed=seed) if folds is None else folds_of(ds, folds, seed=seed)
     rows = [[tracks.index(track) for track in fold] for fold in chosen]

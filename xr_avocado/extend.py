@@ -24,6 +24,7 @@ from xr_avocado.cube import (
 )
 from xr_avocado.extend_labels import Training, check_learnable, learn_labels
 from xr_avocado.extend_positions import CHECKPOINT_MINUTES, learn_positions, on_grid
+from xr_avocado.fit import check_seed
 from xr_avocado.fit_store import FitStore, identity
 from xr_avocado.generations import EXTENDED, plural
 from xr_avocado.genome import GenomeBins
@@ -127,7 +128,8 @@ def extend(
     ------
     CubeError
         Where the cube is not fitted, something is new on more than one axis, a new label has no observed track, the cubes do not go
-        together, new positions meet old ones inside a bin of a coarse scale, or ``store`` holds something else.
+        together, new positions meet old ones inside a bin of a coarse scale, or ``store`` holds something else, another process
+        works towards it, or its disk is full: with room, the same call goes on.
     GenomeError
         Where bins are parts of the model's bins.
     ValueError
@@ -166,6 +168,7 @@ def extend(
     check_alike(ds, new_cube)
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1; got {epochs}")
+    check_seed(seed)
     dim, labels, bins = _what_is_new(ds, new_cube)
     if dim is None:
         _tell_passed_over(ds, new_cube)
@@ -184,21 +187,25 @@ def extend(
     tracks = _tracks(ds, new_cube, dim, labels)
     about = _provenance(ds, new_cube, dim, labels, tracks, training, refine=refine)
     joined = _joined(ds, new_cube, dim, labels, only_new=only_new)
-    kept = None if store is None else FitStore(store, about, minutes=CHECKPOINT_MINUTES, overwrite=overwrite)
-    if kept is not None and kept.finished is not None:
-        return _with_signal(kept.finished, joined)
-    if dim == POSITION:
-        learnt = learn_positions(ds, new_cube, tracks, training, kept, client)
-        model = on_positions(ds, learnt) if only_new else with_positions(ds, learnt)
-    else:
-        model = learn_labels(ds, new_cube, dim, labels, tracks, training)
-    model = model.assign_attrs({FITTED: about})
-    if refine:
-        model = refined(_with_signal(model, joined), training, kept)
-    model = model.drop_vars(SIGNAL, errors="ignore")
-    if kept is not None:
-        model = kept.write(model, interrupted=False, progress=progress)
-    return _with_signal(model, joined)
+
+    def learn(kept: FitStore | None) -> xr.Dataset:
+        if dim == POSITION:
+            learnt = learn_positions(ds, new_cube, tracks, training, kept, client)
+            model = on_positions(ds, learnt) if only_new else with_positions(ds, learnt)
+        else:
+            model = learn_labels(ds, new_cube, dim, labels, tracks, training)
+        model = model.assign_attrs({FITTED: about})
+        if refine:
+            model = refined(_with_signal(model, joined), training, kept)
+        return model.drop_vars(SIGNAL, errors="ignore")
+
+    if store is None:
+        return _with_signal(learn(None), joined)
+    with FitStore(store, about, minutes=CHECKPOINT_MINUTES, overwrite=overwrite).alone() as kept:
+        model = kept.finished
+        if model is None:
+            model = kept.write(learn(kept), interrupted=False, progress=progress)
+        return _with_signal(model, joined)
 
 
 def _epochs(ds: xr.Dataset, dim: str) -> int:

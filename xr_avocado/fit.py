@@ -153,7 +153,8 @@ def fit(
     ------
     CubeError
         Where the cube has no signal, too few observed experiments, or a label given is not on it; where ``store`` holds something
-        else than this call's fit, and which setting or part of the cube differs.
+        else than this call's fit, and which setting or part of the cube differs; where another process trains towards it; where its
+        disk is full: with room, the same call goes on.
     ValueError
         Where a preset, a setting or the device is unknown, or training diverged in its first epoch.
 
@@ -165,14 +166,13 @@ def fit(
     >>> fitted.celltype_factors.dims
     ('celltype', 'celltype_factor')
     """
-    from xr_avocado.model.context_training import train_context
     from xr_avocado.model.sharing import Share
-    from xr_avocado.model.training import device_named, train
+    from xr_avocado.model.training import device_named
 
     check_cube(ds, SIGNAL)
     if not ds.sizes[POSITION]:
         raise CubeError("this cube has no bins to train on; choose another region")
-    _check_seed(seed)
+    check_seed(seed)
     chosen = device_named(device)
     held = validation_tracks(ds, validation, seed=seed)
     trained_on = [pair for pair in experiments(ds) if pair not in set(held)]
@@ -182,17 +182,36 @@ def fit(
         )
     settings = resolve_config(len(trained_on), preset, config, epochs)
     about = provenance(ds, settings, trained_on, held, seed)
-    kept, share = None, Share.present()
-    if store is not None and share.world > 1:
+    if store is None:
+        return _trained(ds, settings, about, chosen, None, progress=progress)
+    if Share.present().world > 1:
         raise ValueError("store is for one process; of several, let the first write what comes back: to_zarr")
-    if store is not None:
-        kept = FitStore(store, about, minutes=checkpoint_minutes, overwrite=overwrite)
+    with FitStore(store, about, minutes=checkpoint_minutes, overwrite=overwrite).alone() as kept:
         if kept.finished is not None:
             return kept.finished
+        return _trained(ds, settings, about, chosen, kept, progress=progress)
+
+
+def _trained(
+    ds: xr.Dataset,
+    settings: Config,
+    about: dict[str, Any],
+    device: torch.device,
+    kept: FitStore | None,
+    *,
+    progress: bool,
+) -> xr.Dataset:
+    """Train what is to be trained, and put it on the cube."""
+    from xr_avocado.model.context_training import train_context
+    from xr_avocado.model.sharing import Share
+    from xr_avocado.model.training import train
+
+    trained_on, held = ([Experiment(*pair) for pair in about[name]] for name in ("trained_on", "validation"))
+    seed, share = about["seed"], Share.present()
     progress = progress and share.rank == 0
     layout = Layout.of(bins_of(ds), settings)
     # The context term reads blocks of all shares.
-    every = load_panel(ds, trained_on + held, layout, settings, chosen, Share() if settings.context else share)
+    every = load_panel(ds, trained_on + held, layout, settings, device, Share() if settings.context else share)
     panel, aside = every.some(slice(len(trained_on))), every.some(slice(len(trained_on), None)) if held else None
     labels = ds.sizes[CELLTYPE], ds.sizes[ASSAY]
     context = None
@@ -224,7 +243,8 @@ def provenance(
     }
 
 
-def _check_seed(seed: Any) -> None:
+def check_seed(seed: Any) -> None:
+    """Raise where a seed is none."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise ValueError(f"seed is a whole number from 0; got {seed!r}")
 

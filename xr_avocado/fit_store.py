@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from xr_avocado.cube import ASSAY, CELLTYPE, FITTED, POSITION, SIGNAL, CubeError
 from xr_avocado.index import bins_of
 from xr_avocado.io.atomic import fitting, remove
 from xr_avocado.io.checkpoint import Checkpoint, check_same
-from xr_avocado.io.zarr import check_replaceable, open_cube, to_zarr
+from xr_avocado.io.lock import lock_of, only_one
+from xr_avocado.io.zarr import check_replaceable, open_cube, write_cube
 
 __all__ = ["FitStore", "identity"]
 
@@ -67,7 +69,7 @@ class FitStore:
     Raises
     ------
     CubeError
-        Where what is there is of another call, or no store.
+        Where ``store`` is no folder of this machine.
     """
 
     def __init__(
@@ -78,9 +80,28 @@ class FitStore:
         if not minutes >= 0:
             raise ValueError(f"checkpoint_minutes is the time between two checkpoints, at least 0; got {minutes!r}")
         self.path, self.about, self.minutes = Path(os.path.abspath(store)), json.loads(json.dumps(about)), minutes
-        self.folder = fitting(self.path)
-        self.finished = self._look(overwrite=overwrite)
+        self.folder, self.overwrite = fitting(self.path), overwrite
+        self.finished: xr.Dataset | None = None
         """The fitted cube, where the same call was finished before."""
+
+    @contextmanager
+    def alone(self) -> Iterator[FitStore]:
+        """Look at what is there, and let nobody else write it until the block ends.
+
+        Raises
+        ------
+        CubeError
+            Where what is there is of another call, or no store, or another process is at work on it.
+        """
+        if self.path.exists() and not (self.overwrite or self.folder.exists() or lock_of(self.path).exists()):
+            # Many may open what is finished, also where nothing can be written.
+            self.finished = self._look()
+            if self.finished is not None:
+                yield self
+                return
+        with only_one(self.path):
+            self.finished = self._look()
+            yield self
 
     def checkpoint(self, part: str) -> Checkpoint:
         """Name the checkpoint of a part of the training."""
@@ -89,18 +110,18 @@ class FitStore:
     def write(self, ds: xr.Dataset, *, interrupted: bool, progress: bool) -> xr.Dataset:
         """Write the fitted cube and open it; checkpoints stay where training was interrupted, so that it can go on."""
         fitted = ds.attrs[FITTED] | ({INTERRUPTED: True} if interrupted else {})
-        stored = to_zarr(ds.assign_attrs({FITTED: fitted}), self.path, overwrite=True, progress=progress)
+        stored = write_cube(ds.assign_attrs({FITTED: fitted}), self.path, progress=progress)
         if not interrupted:
             remove(self.folder)
         return stored
 
-    def _look(self, *, overwrite: bool) -> xr.Dataset | None:
+    def _look(self) -> xr.Dataset | None:
         check_replaceable(self.path)
         try:
             kept = [Checkpoint(path, self.about).check() for path in self.folder.glob("*") if path.suffix != ".part"]
-            there = self._opened() if self.path.exists() and not overwrite else None
+            there = self._opened() if self.path.exists() and not self.overwrite else None
         except CubeError:
-            if not overwrite:
+            if not self.overwrite:
                 raise
             remove(self.folder)
             return None

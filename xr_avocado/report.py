@@ -38,7 +38,7 @@ from xr_avocado.evaluate import evaluate
 from xr_avocado.fit import without_parameters
 from xr_avocado.impute import impute
 from xr_avocado.index import bins_of, select
-from xr_avocado.io.atomic import replacing
+from xr_avocado.io.atomic import file_to_write, replacing
 from xr_avocado.methods import tracks_to_score
 from xr_avocado.qc import qc
 from xr_avocado.summary import summary
@@ -117,7 +117,7 @@ def report(
     Raises
     ------
     CubeError
-        Where the dataset is no cube, or nothing of it can be shown.
+        Where the dataset is no cube, nothing of it can be shown, ``scores`` is no such frame, or the file cannot be written.
     GenomeError
         Where a region is not on the cube.
 
@@ -131,7 +131,10 @@ def report(
     (True, False)
     """
     check_cube(ds)
-    target = Path(path)
+    target = file_to_write(path, "a report is")
+    if scores is not None and not (isinstance(scores, pd.DataFrame) and {"method", CELLTYPE, ASSAY} <= {*scores}):
+        what = list(scores) if isinstance(scores, pd.DataFrame) else type(scores).__name__
+        raise CubeError(f"scores is a frame as evaluate and cross_validate give it; got {what}")
     loci = [regions] if isinstance(regions, str) else None if regions is None else list(regions)
     for region in loci or []:
         select(ds, region)
@@ -144,7 +147,7 @@ def report(
         "embeddings": lambda: _embeddings(ds),
         "model": lambda: _model(ds),
     }
-    name = (
+    name = str(
         title
         or f"Report on {ds.attrs.get('genome', 'a cube')}: {ds.sizes[CELLTYPE]} cell types, {ds.sizes[ASSAY]} assays"
     )
@@ -152,7 +155,7 @@ def report(
         bodies = {section: f"<h2 id='{section}'>{section.capitalize()}</h2>\n{make()}" for section, make in bar}
     with replacing(target) as temporary:
         temporary.write_text(_page(name, summary(ds), bodies), encoding="utf-8")
-    return target
+    return Path(path)
 
 
 def _page(title: str, about: dict[str, str], sections: dict[str, str]) -> str:

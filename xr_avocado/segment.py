@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,10 +15,11 @@ from tqdm.auto import tqdm
 
 from xr_avocado.axis import rows_of_runs
 from xr_avocado.cube import ASSAY_FACTORS, CELLTYPE_FACTORS, FITTED, CubeError, check_cube, genome_factors, position_dim
+from xr_avocado.fit import check_seed
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of, select
 from xr_avocado.intervals import to_pyranges
-from xr_avocado.io.atomic import replacing
+from xr_avocado.io.atomic import file_to_write, replacing
 
 if TYPE_CHECKING:
     import pyranges
@@ -93,7 +95,8 @@ def segment(
     Raises
     ------
     CubeError
-        Where the cube is not fitted, a scale is unknown, or there are fewer bins than would tell states apart.
+        Where the cube is not fitted, a scale or a number is none, there are fewer bins than would tell states apart, or the BED file
+        cannot be written.
     ImportError
         Where hmmlearn is not installed.
 
@@ -110,6 +113,11 @@ def segment(
         raise CubeError(f"n_states is a whole number, at least 2; got {n_states!r}")
     if as_ not in ("pyranges", "frame"):
         raise ValueError(f"as_ is 'pyranges' or 'frame'; got {as_!r}")
+    check_seed(seed)
+    for name, given in (("sample", sample), ("iterations", iterations), ("starts", starts)):
+        if not isinstance(given, int | np.integer) or given < 1:
+            raise CubeError(f"{name} is a whole number, at least 1; got {given!r}")
+    target = None if bed is None else file_to_write(bed, "a BED file is")
     features = _Features.of(ds if regions is None else select(ds, regions), scales)
     drawn = _drawn(features.bins, sample, seed)
     if sum(run.stop - run.start for run in drawn) < 10 * n_states:
@@ -123,8 +131,8 @@ def segment(
             states[run] = model.predict(np.concatenate([projection.of(piece) for piece in features.read(run)]))
             bar.update(run.stop - run.start)
     frame = _runs(features.bins, states, int(n_states))
-    if bed is not None:
-        _write_bed(frame, bed)
+    if target is not None:
+        _write_bed(frame, target)
     return to_pyranges(frame) if as_ == "pyranges" else frame
 
 
@@ -200,7 +208,7 @@ def _trained(
     try:
         from hmmlearn.hmm import GaussianHMM
     except ImportError:
-        raise ImportError('segment needs hmmlearn: pip install "xr-avocado[states]"') from None
+        raise ImportError("segment needs hmmlearn: pip install hmmlearn") from None
     values = np.concatenate([piece for run in drawn for piece in features.read(run)]).astype(np.float64)
     projection = _Projection.fit(values)
     seen = projection.of(values)
@@ -244,7 +252,7 @@ def _rgb(k: int, n_states: int) -> str:
     return ",".join(str(round(255 * part)) for part in colorsys.hls_to_rgb(hue, 0.35, 0.8))
 
 
-def _write_bed(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+def _write_bed(frame: pd.DataFrame, path: Path) -> None:
     columns = ["chrom", "start", "end", "name", "score", "strand", "thick_start", "thick_end", "rgb"]
     table = frame.assign(score=0, strand=".", thick_start=frame["start"], thick_end=frame["end"])
     with replacing(path) as temporary:

@@ -27,7 +27,7 @@ def load_optuna() -> ModuleType:
         import optuna
         import optuna.storages.journal
     except ImportError:
-        raise ImportError('search needs the package optuna: pip install "xr-avocado[search]"') from None
+        raise ImportError("search needs the package optuna: pip install optuna") from None
     return optuna
 
 

@@ -13,7 +13,19 @@ from pathlib import Path
 
 from xr_avocado.cube import CubeError
 
-__all__ = ["fitting", "former", "link_tree", "remove", "replacing", "swap_in", "sweep", "telling", "unfinished"]
+__all__ = [
+    "file_to_write",
+    "fitting",
+    "folder_to_write",
+    "former",
+    "link_tree",
+    "remove",
+    "replacing",
+    "swap_in",
+    "sweep",
+    "telling",
+    "unfinished",
+]
 
 
 ADVICE = {
@@ -25,6 +37,7 @@ ADVICE = {
     errno.EIO: "the disk fails: write to another",
     errno.EEXIST: "a part of its path is a file: choose another name",
     errno.ENOTDIR: "a part of its path is a file: choose another name",
+    errno.EISDIR: "a folder is there: choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 """What to do where a disk does not take what is written, by what it says."""
@@ -42,27 +55,84 @@ def telling(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in ADVICE:
+        if error.errno not in ADVICE or not _is_about(error, Path(os.path.abspath(target))):
             raise
-        raise CubeError(f"{target} cannot be written: {error.strerror}; {ADVICE[error.errno]}") from error
+        raise CubeError(f"{target} cannot be written: {os.strerror(error.errno)}; {ADVICE[error.errno]}") from error
+
+
+def _is_about(error: OSError, target: Path) -> bool:
+    """Tell whether an error may be of writing ``target``: it names no file, or one beside or above it, and none that is read."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return True
+    named = Path(os.path.abspath(error.filename))
+    return named.is_relative_to(target.parent) or target.is_relative_to(named)
+
+
+def file_to_write(path: str | os.PathLike[str], what: str) -> Path:
+    """Check, before any long work, that a file can be written at a path; ``what`` it holds is for the message.
+
+    Raises
+    ------
+    CubeError
+        Where it is no path of this machine, a folder, or in a folder that cannot be written.
+    """
+    target = _local(path, what)
+    if target.is_dir():
+        raise CubeError(f"{target} cannot be written: {os.strerror(errno.EISDIR)}; {ADVICE[errno.EISDIR]}")
+    _touch_in(target.parent)
+    return target
+
+
+def folder_to_write(path: str | os.PathLike[str], what: str) -> Path:
+    """Make a folder, and check, before any long work, that files can be written there; ``what`` they hold is for the message.
+
+    Raises
+    ------
+    CubeError
+        Where it is no path of this machine, a file, or cannot be written.
+    """
+    target = _local(path, what)
+    _touch_in(target)
+    return target
+
+
+def _local(path: str | os.PathLike[str], what: str) -> Path:
+    if not isinstance(path, str | os.PathLike) or "://" in str(path):
+        raise CubeError(f"{what} written to a path of this machine; got {path!r}")
+    return Path(os.path.abspath(path))
+
+
+def _touch_in(folder: Path) -> None:
+    probe = folder / f".{uuid.uuid4().hex[:8]}.tmp"
+    with telling(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; what lies there when the block ends takes its place, and after an error nothing does."""
+    """Give a temporary path beside ``path``; what lies there when the block ends takes its place, and after an error nothing does.
+
+    Raises
+    ------
+    CubeError
+        Where the disk is full, read-only, not ours or broken.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        swap_in(temporary, target)
-    finally:
-        remove(temporary)
+    with telling(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            swap_in(temporary, target)
+        finally:
+            remove(temporary)
 
 
 def swap_in(temporary: Path, target: Path) -> None:
-    """Move a finished file or folder to its place, whatever was there before; that stays where the move fails."""
-    if not (target.is_dir() and not target.is_symlink()):
+    """Move a finished file or folder to its place, in place of the one there; that stays where the move fails, or is of the other kind."""
+    if not (target.is_dir() and temporary.is_dir() and not target.is_symlink()):
         os.replace(temporary, target)
         return
     old = former(temporary)

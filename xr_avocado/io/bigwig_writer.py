@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,9 @@ def write_bins(
     Raises
     ------
     BigWigError
-        Where a chromosome or an end does not fit ``sizes``, values do not fit the bins or float32, or the file cannot be written.
+        Where a chromosome or an end does not fit ``sizes``, values do not fit the bins or float32, or the disk is full.
+    CubeError
+        Where the file cannot be written otherwise.
 
     Examples
     --------
@@ -125,7 +127,7 @@ class TrackWriter:
 
         self.bins, self.written, self.path, self.closing = bins, 0, Path(name), MARGIN + 64 * len(sizes)
         # libBigWig ends the whole process where it cannot open its file, and corrupts memory, or cuts the file, where the disk is full.
-        _check_writable(self.path)
+        self.path.touch()
         check_room(self.path.parent, len(bins))
         reserve(self.path, self.closing)
         self.handle = pyBigWig.open(name, "w")
@@ -150,6 +152,7 @@ class TrackWriter:
         """Let go of a file that will not be finished."""
         # Closing would make zoom levels: minutes, room on the disk, and a crash where the file was cut. The format's library knows no
         # other end, nor does it free a file without closing it, so the handle is never freed; what it holds is small.
+        _let_go(self.path)
         os.truncate(self.path, 0)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.handle))
 
@@ -187,6 +190,22 @@ class TrackWriter:
         self.written += len(values)
 
 
+def _let_go(path: Path) -> None:
+    """Close what this process has open of a file behind the back of the library that opened it and will not use it again."""
+    folder = Path("/dev/fd")
+    if not folder.is_dir():
+        return
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in [int(entry) for entry in os.listdir(folder)]:
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                # What the C library still has to write goes nowhere, so that it writes nothing to the descriptor's next owner.
+                os.dup2(nothing, descriptor, inheritable=False)
+                ctypes.CDLL(None).fflush(None)
+                os.close(descriptor)
+    os.close(nothing)
+
+
 def check_room(folder: Path, bins: int) -> None:
     """Raise where the disk may have too little room for so many bins."""
     needed, free = BYTES * bins, shutil.disk_usage(folder).free
@@ -217,13 +236,6 @@ def reserve(path: Path, size: int) -> None:
         ) from None
     finally:
         remove(room)
-
-
-def _check_writable(path: Path) -> None:
-    try:
-        path.touch()
-    except OSError as error:
-        raise BigWigError(f"{path.parent} cannot be written to: {error.strerror}") from None
 
 
 def as_float32(values: np.ndarray, rows: slice) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from xr_avocado.cube import CubeError
+from xr_avocado.io.atomic import telling
 
 __all__ = ["Checkpoint", "Saved", "check_same"]
 
@@ -81,15 +82,25 @@ class Checkpoint:
         return time.monotonic() - self._saved >= 60 * self.minutes
 
     def save(self, arrays: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        """Replace what is kept; arrays are numpy's, or what becomes one without a copy."""
+        """Replace what is kept; arrays are numpy's, or what becomes one without a copy.
+
+        Raises
+        ------
+        CubeError
+            Where the disk does not take it; what was kept before is kept.
+        """
         header = json.dumps({"format": FORMAT, "about": self.about, "state": state}).encode()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f"{self.path.name}.part")
-        with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **{HEADER: np.frombuffer(header, np.uint8)}, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        with telling(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(temporary, "wb") as file:
+                    np.savez(file, allow_pickle=False, **{HEADER: np.frombuffer(header, np.uint8)}, **arrays)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
         _flush_folder(self.path.parent)
         self._saved = time.monotonic()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 from xr_avocado.cube import ASSAY, CELLTYPE, DIMS, IMPUTED, POSITION, CubeError, check_cube, label_rows
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of
-from xr_avocado.io.atomic import replacing
+from xr_avocado.io.atomic import folder_to_write, replacing
 from xr_avocado.transforms import transform_named
 
 __all__ = ["to_chromhmm"]
@@ -70,7 +71,8 @@ def to_chromhmm(
     Raises
     ------
     CubeError
-        Where the cube lacks the variable, a label or chromosome lengths, or ``binsize`` is no multiple of its bin size.
+        Where the cube lacks the variable, a label or chromosome lengths, ``binsize`` is no multiple of its bin size, ``threshold`` is no
+        number, or the folder cannot be written.
 
     References
     ----------
@@ -97,8 +99,9 @@ def to_chromhmm(
             "files start and end with their chromosomes, so attrs['chromsizes'] must have the length of each"
         )
     celltypes, assays = (_chosen(ds, dim, labels) for dim, labels in ((CELLTYPE, celltype), (ASSAY, assay)))
-    home = Path(os.path.abspath(folder))
-    home.mkdir(parents=True, exist_ok=True)
+    if not math.isfinite(threshold):
+        raise CubeError(f"threshold is a number in the units of the signal; got {threshold!r}")
+    home = folder_to_write(folder, "ChromHMM's files are")
     layer = ds[variable].sel({ASSAY: assays}).transpose(*DIMS)
     inverse = transform_named(ds.attrs.get("transform", "none")).inverse
     coarse, rows = bins.coarsen(binsize // bins.binsize), []
@@ -122,9 +125,10 @@ def to_chromhmm(
 
 def _chosen(ds: xr.Dataset, dim: str, labels: str | Iterable[str] | None) -> list[str]:
     every = ds[dim].values.astype(str)
-    if labels is None:
-        return every.tolist()
-    return every[label_rows(ds, dim, [labels] if isinstance(labels, str) else labels)].tolist()
+    rows = slice(None) if labels is None else label_rows(ds, dim, [labels] if isinstance(labels, str) else labels)
+    if not len(every[rows]):
+        raise CubeError(f"there is no {dim} to write; by default all {len(every)} are")
+    return every[rows].tolist()
 
 
 def _means(

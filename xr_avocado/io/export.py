@@ -30,7 +30,7 @@ from xr_avocado.cube import (
 )
 from xr_avocado.genome import GenomeBins, unknown_chromosome
 from xr_avocado.index import bins_of
-from xr_avocado.io.atomic import replacing
+from xr_avocado.io.atomic import folder_to_write, replacing
 from xr_avocado.io.bigwig_writer import check_room, written_rows
 from xr_avocado.io.encoding import is_position
 from xr_avocado.io.segments import check_axis
@@ -100,9 +100,10 @@ def to_bigwig(
     Raises
     ------
     CubeError
-        Where the cube lacks the variable, a label, or its chromosomes' lengths (``attrs["chromsizes"]``).
+        Where the cube lacks the variable, a label, or its chromosomes' lengths (``attrs["chromsizes"]``), or the folder cannot be
+        written to.
     BigWigError
-        Where the folder cannot be written to, or its disk has too little room.
+        Where its disk has too little room.
 
     Examples
     --------
@@ -121,10 +122,7 @@ def to_bigwig(
     sizes = _sizes(ds, bins)
     check_axis(bins, sizes, source="attrs['chromsizes']")
     chosen = _chosen(ds, variable, tracks)
-    if not isinstance(folder, str | os.PathLike) or "://" in str(folder):
-        raise CubeError(f"tracks are written to a folder of this machine; got {folder!r}")
-    home = Path(os.path.abspath(folder))
-    home.mkdir(parents=True, exist_ok=True)
+    home = folder_to_write(folder, "tracks are")
     paths = dict(zip(chosen, _paths(home, chosen, variable), strict=True))
     step = _step(len(chosen))
     kept = Unfinished(home / SHEET, _identity(ds, variable, chosen, untransform, step))

@@ -10,7 +10,7 @@ from pathlib import Path
 from xr_avocado.cube import CubeError
 from xr_avocado.io.atomic import telling
 
-__all__ = ["only_one"]
+__all__ = ["lock_of", "only_one"]
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def only_one(target: Path) -> Iterator[None]:
     CubeError
         Where another process, or thread, holds it.
     """
-    path = target.with_name(f".{target.name}.lock")
+    path = lock_of(target)
     with telling(target):
         path.parent.mkdir(parents=True, exist_ok=True)
         held = _lock(path, target)
@@ -31,6 +31,11 @@ def only_one(target: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(held)
+
+
+def lock_of(target: Path) -> Path:
+    """Name the file that whoever writes ``target`` holds."""
+    return target.with_name(f".{target.name}.lock")
 
 
 def _lock(path: Path, target: Path) -> int:

@@ -19,7 +19,7 @@ from xr_avocado.axis import coordinate_names
 from xr_avocado.cube import ASSAY, CELLTYPE, OBSERVED, POSITION, SIGNAL, CubeError, check_cube
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import assign_bins
-from xr_avocado.io.atomic import fitting, replacing, sweep, telling, unfinished
+from xr_avocado.io.atomic import fitting, replacing, sweep, unfinished
 from xr_avocado.io.chunks import COUNTED, CheckedStore, count_chunks
 from xr_avocado.io.encoding import (
     BINSIZE,
@@ -34,7 +34,7 @@ from xr_avocado.io.encoding import (
 )
 from xr_avocado.io.lock import only_one
 
-__all__ = ["open_cube", "to_zarr"]
+__all__ = ["open_cube", "to_zarr", "write_cube"]
 
 
 def open_cube(store: Any, *, chunks: Mapping[str, int] | None = None) -> xr.Dataset:
@@ -67,9 +67,7 @@ def open_cube(store: Any, *, chunks: Mapping[str, int] | None = None) -> xr.Data
     ds = _open(store, chunks)
     version = ds.attrs.pop(FORMAT, VERSION)
     if not isinstance(version, int) or version > VERSION:
-        raise CubeError(
-            f"{store} has format {version}; this xr_avocado reads up to {VERSION}: pip install --upgrade xr-avocado"
-        )
+        raise CubeError(f"{store} has format {version}; this xr_avocado reads up to {VERSION}: install a newer one")
     for dim in (CELLTYPE, ASSAY):
         if dim not in ds.variables or ds[dim].dims != (dim,):
             raise CubeError(f"{store} has no {dim!r} labels, so it is no cube; make one with xr_avocado.build_cube")
@@ -212,11 +210,19 @@ def to_zarr(
     True
     """
     target = _target(store, overwrite=overwrite)
+    with only_one(target):
+        # Another process may have written it since.
+        return write_cube(ds, _target(target, overwrite=overwrite), precision=precision, progress=progress)
+
+
+def write_cube(ds: xr.Dataset, target: Path, *, precision: Precision = "float16", progress: bool) -> xr.Dataset:
+    """Write a cube as `to_zarr` does, where the right to write ``target`` is held (`only_one`), and open it."""
     plain, encoding = to_disk(check_cube(ds), precision=precision)
     # Layers of predictions, which tell what they are.
     layers = [str(name) for name, v in ds.data_vars.items() if POSITION in v.dims and hasattr(v.data, "identity")]
     of_layers = {name: encoding.pop(name) for name in layers}
-    with only_one(target), telling(target), replacing(target) as temporary:
+    check_replaceable(target)
+    with replacing(target) as temporary:
         sweep(target)
         with _bar(target.name, shown=progress):
             plain.drop_vars(layers).to_zarr(temporary, mode="w-", consolidated=False, zarr_format=3, encoding=encoding)
