@@ -196,7 +196,6 @@ OF_ANOTHER_KIND = [
     verb("report", "x.html", scores=GENES, **QUIET),
     verb("report", "x.html", regions=7, **QUIET),
     verb("report", "x.html", genes=7, **QUIET),
-    verb("report", "x.html", title=7, **QUIET),
 ]
 EMPTY = [
     verb("sel", []),
