@@ -207,7 +207,7 @@ def test_killed_while_the_store_is_written(
     from xr_avocado import fit_store
     from xr_avocado.model.training import Trainer
 
-    for owner, name in ((fit_store, "to_zarr"), (fit_store, "remove")):
+    for owner, name in ((fit_store, "write_cube"), (fit_store, "remove")):
         with monkeypatch.context() as patch:
             count_calls(patch, owner, name, 1)
             with pytest.raises(Killed):
