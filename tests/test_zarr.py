@@ -347,7 +347,7 @@ def edit(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda a: a.update(xr_avocado_format=2), "has format 2; this xr_avocado reads up to 1: pip install --upgrade"),
+        (lambda a: a.update(xr_avocado_format=2), "has format 2; this xr_avocado reads up to 1: install a newer one"),
         (lambda a: a.pop("segments"), "does not say which bins lie along 'position'"),
         (lambda a: a["segments"].pop(), "is damaged: 'position' has .* but its segments have"),
         (lambda a: a["segments"].reverse(), "bins along 'position' cannot be read"),
