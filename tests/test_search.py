@@ -514,7 +514,7 @@ def test_what_is_drawn_lies_in_the_space_and_json_keeps_it(space, seed):
 
 def test_without_optuna_it_says_what_to_install(cube, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ImportError, match=r'pip install "xr-avocado\[search\]"'):
+    with pytest.raises(ImportError, match="pip install optuna"):
         searched(cube, 1)
 
 
@@ -561,5 +561,5 @@ def test_the_command_line_tells_mistakes_in_one_line(cube, tmp_path, capsys, mon
     assert "torn.json is not JSON" in told("search", str(store), "--space", str(tmp_path / "torn.json"))
     assert "got 'tin'" in told("search", str(store), "--folds", "tin")
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert 'pip install "xr-avocado[search]"' in told("search", str(store))
+    assert "pip install optuna" in told("search", str(store))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cube.zarr", "list.json", "torn.json"]
