@@ -1,9 +1,7 @@
-"""The tests with the versions that are installed, as a row of the table of versions in docs/trust.md.
+"""The quick tests with the versions that are installed, as a row of a table: versions, passed, skipped, failed.
 
-    python benchmarks/versions.py NAME [--out docs/trust.md] [-- TEST ...]
-
-Run it by the Python of the environment that is to be tried. ``make test-oldest`` makes one of the oldest versions that pyproject.toml allows.
-The quick part of the tests runs, those that are not marked ``slow``; with TESTs given, these files alone.
+``python benchmarks/versions.py NAME [TEST ...]``, run by the Python of the environment that is to be tried, e.g. one made of the oldest versions that
+pyproject.toml allows: ``uv pip compile --resolution lowest-direct --extra test pyproject.toml``. With TESTs given, these files alone.
 """
 
 from __future__ import annotations
@@ -50,26 +48,14 @@ def run(tests: list[str]) -> dict[str, int]:
     return {"passed": counts["tests"] - failed - counts["skipped"], "skipped": counts["skipped"], "failed": failed}
 
 
-def update(page: Path, name: str, row: str) -> None:
-    """Put the row of that name into the page's table of versions, in place of the one it has."""
-    lines = page.read_text().splitlines()
-    head = next(i for i, line in enumerate(lines) if line.startswith("| versions |"))
-    end = next(i for i in range(head, len(lines) + 1) if i == len(lines) or not lines[i].startswith("|"))
-    rows = [line for line in lines[head + 2 : end] if not line.startswith(f"| {name} |")]
-    page.write_text("\n".join([*lines[: head + 2], *rows, row, *lines[end:]]) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="what these versions are called in the table")
     parser.add_argument("tests", nargs="*", help="files of tests; by default all")
-    parser.add_argument("--out", type=Path, help="the page whose table is brought up to date")
     given = parser.parse_args()
     counts = run(given.tests)
     row = f"| {given.name} | {installed()} | {' | '.join(f'{n:,}' for n in counts.values())} |"
     print(row)
-    if given.out:
-        update(given.out, given.name, row)
     sys.exit(bool(counts["failed"]))
 
 
