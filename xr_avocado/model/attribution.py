@@ -14,6 +14,7 @@ from torch.nn import functional
 from xr_avocado.model.context import ContextEnsemble
 from xr_avocado.model.network import AvocadoNet
 from xr_avocado.model.path_integral import Ways, integrate
+from xr_avocado.model.prediction import laid_out
 
 __all__ = ["attribute_context", "attribute_factors"]
 
@@ -234,15 +235,10 @@ class _ContextWays(_NetworkWays):
         """Signal, what of it is visible, and the target's cell type and assay, as the network takes them."""
         track, position = way // len(self.rows[0]), way % len(self.rows[0])
         by_track = torch.stack([level[row[position]] for level, row in zip(self.levels, self.rows, strict=True)], -1)
-        n_celltypes, n_assays = self.net.first.mean.shape
-        signal = by_track.new_zeros(len(way), n_celltypes * n_assays, len(self.levels))
-        signal[:, self.cells] = by_track.nan_to_num()
-        visible = signal.new_zeros(signal.shape[:2])
-        visible[:, self.cells] = (~by_track[..., 0].isnan()).to(signal.dtype)
+        signal, visible = laid_out(by_track, self.cells, self.net.first.mean.shape)
         celltype, assay = self.celltype[track], self.assay[track]
-        visible[torch.arange(len(way), device=self.device), celltype * n_assays + assay] = 0
-        shape = n_celltypes, n_assays
-        return signal.unflatten(1, shape), visible.unflatten(1, shape), (celltype[:, None], assay[:, None])
+        visible[torch.arange(len(way), device=self.device), celltype, assay] = 0
+        return signal, visible, (celltype[:, None], assay[:, None])
 
     @torch.inference_mode()
     def average(self) -> np.ndarray:

@@ -15,7 +15,7 @@ from xr_avocado.model.context import ContextEnsemble, ContextNet, KnownTracks
 from xr_avocado.model.levels import Levels
 from xr_avocado.model.network import AvocadoNet
 
-__all__ = ["context_from_vector", "network_from_arrays", "predict_context", "predict_positions"]
+__all__ = ["context_from_vector", "laid_out", "network_from_arrays", "predict_context", "predict_positions"]
 
 ACTIVATIONS = 1 << 24
 """Activations (positions x tracks x units) held at a time: 64 MB, which any device bears."""
@@ -128,7 +128,7 @@ def predict_context(
 
     def predict(at: slice) -> None:
         pieces = [torch.from_numpy(level[:, row[at]]).to(device) for level, row in zip(levels, rows, strict=True)]
-        known = KnownTracks(net, *_laid_out(torch.stack(pieces, -1).transpose(0, 1), observed, net.first.mean.shape))
+        known = KnownTracks(net, *laid_out(torch.stack(pieces, -1).transpose(0, 1), observed, net.first.mean.shape))
         for (method, part), of in zip(groups, labels, strict=True):
             out[at, part] = method(known, *(label.expand(at.stop - at.start, -1) for label in of))
 
@@ -136,7 +136,7 @@ def predict_context(
     return out.T.cpu().numpy()
 
 
-def _laid_out(tracks: Tensor, cells: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+def laid_out(tracks: Tensor, cells: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Spread tracks (bins x tracks x scales) over pairs of cell type and assay; and which of these have a value at each bin."""
     signal = tracks.new_zeros(len(tracks), math.prod(shape), tracks.shape[-1])
     signal[:, cells] = tracks.nan_to_num()
