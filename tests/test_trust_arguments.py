@@ -12,22 +12,13 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from tiny import CONFIG, QUIET
 
 from xr_avocado import datasets
 from xr_avocado.accessor import AvocadoAccessor
 from xr_avocado.cube import CubeError
 from xr_avocado.genome import GenomeError
 
-CONFIG = {
-    "nodes": 8,
-    "layers": 1,
-    "context_members": 1,
-    "context_units": 8,
-    "context_nodes": 8,
-    "context_heads": 2,
-    "context_samples": 2_000,
-}
-QUIET = {"progress": False}
 TRAIN = {"config": CONFIG, "epochs": 1, **QUIET}
 GENES = pd.DataFrame(
     {"chrom": ["chr1"] * 3, "start": [1_000, 9_000, 30_000], "end": [2_000, 12_000, 31_000], "strand": "+"}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from tiny import CONFIG, QUIET
 
 from xr_avocado import datasets
 from xr_avocado.cube import CubeError
@@ -23,16 +26,7 @@ from xr_avocado.io.build import build_cube
 from xr_avocado.io.checkpoint import Checkpoint
 from xr_avocado.io.zarr import open_cube
 
-CONFIG = {
-    "nodes": 8,
-    "layers": 1,
-    "context_members": 1,
-    "context_units": 8,
-    "context_nodes": 8,
-    "context_heads": 2,
-    "context_samples": 2_000,
-}
-TRAIN = {"config": CONFIG, "epochs": 2, "progress": False}
+TRAIN = {"config": CONFIG, "epochs": 2, **QUIET}
 STORED = {"checkpoint_minutes": 0}
 
 
@@ -130,46 +124,95 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(small_disk):
     assert work.load().state == {"step": 1}
 
 
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="this system does not tell which files are open")
+def test_a_part_of_an_extension_that_was_damaged_is_told_and_done_anew(tmp_path, cube, fitted, monkeypatch):
+    new = cube.avocado.sel("chr2").isel(celltype=slice(3))
+    extend = lambda store: fitted.avocado.extend(new, epochs=2, store=store, **QUIET).compute()
+    expected, store = extend(tmp_path / "whole.zarr"), tmp_path / "cube.zarr"
+
+    def stop(*args: object, **how: object) -> None:
+        raise RuntimeError("the power fails")
+
+    with monkeypatch.context() as changed, pytest.raises(RuntimeError, match="the power fails"):
+        changed.setattr("xr_avocado.fit_store.write_cube", stop)
+        extend(store)
+    (part,) = (tmp_path / ".cube.zarr.fitting").glob("*.done")
+    content, rng = part.read_bytes(), np.random.default_rng(0)
+    before = len(os.listdir("/dev/fd"))
+    for at in rng.integers(len(content), size=20).tolist():
+        for damaged in (content[:at], content[:at] + bytes([content[at] ^ 1 << 3]) + content[at + 1 :]):
+            part.write_bytes(damaged)
+            try:
+                got = extend(store)
+            except CubeError as error:
+                assert f"{part} is damaged" in str(error) and "remove it and call again" in str(error)
+                assert not store.exists()
+            else:
+                # Of a zip some bytes say nothing: times, permissions.
+                xr.testing.assert_equal(got, expected)
+                shutil.rmtree(store)
+                part.parent.mkdir()
+    assert len(os.listdir("/dev/fd")) == before
+    part.unlink()
+    xr.testing.assert_equal(extend(store), expected)
+    assert sorted(os.listdir(tmp_path)) == ["cube.zarr", "whole.zarr"]
+
+
 # --- two at once -------------------------------------------------------------------------------------------------------------
 
 CHILD = """
 import sys, time, torch
+from importlib import import_module
 from pathlib import Path
 torch.set_num_threads(1)
 import xr_avocado as xa
-from xr_avocado import fit
-panel = fit.load_panel
+store, (module, name) = sys.argv[1], sys.argv[2].split(":")
+module = import_module(f"xr_avocado.{{module}}")
+work = getattr(module, name)
 def waiting(*args, **how):
     print("training", flush=True)
-    while not Path(sys.argv[2]).exists():
+    while not Path(store).with_name("go").exists():
         time.sleep(0.05)
-    return panel(*args, **how)
-fit.load_panel = waiting
-xa.open_cube(sys.argv[1] + ".in").avocado.fit(store=sys.argv[1], **{how!r})
+    return work(*args, **how)
+setattr(module, name, waiting)
+{call}
 """
 
 
+@contextmanager
+def at_work(store: Path, where: str, call: str) -> Iterator[None]:
+    """Another process that trains towards a store, and waits in a function of the package until the block ends."""
+    arguments = [sys.executable, "-c", CHILD.format(call=call), str(store), where]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "training\n"
+        try:
+            yield
+        finally:
+            store.with_name("go").touch()
+        assert first.wait(600) == 0
+
+
+def told_to_wait(*calls: Callable[[], object]) -> None:
+    for call in calls:
+        with pytest.raises(CubeError, match=r"another process is writing .*cube\.zarr: wait until it has ended"):
+            call()
+
+
 def test_of_two_that_train_towards_one_store_the_second_is_told_and_nothing_is_damaged(tmp_path, cube, old, fitted):
-    store, go = tmp_path / "cube.zarr", tmp_path / "go"
+    store = tmp_path / "cube.zarr"
     old.avocado.to_zarr(f"{store}.in", precision="float32", progress=False)
-    code = CHILD.replace("{how!r}", repr({**TRAIN, **STORED}))
-    first = subprocess.Popen([sys.executable, "-c", code, str(store), str(go)], stdout=subprocess.PIPE, text=True)
-    assert first.stdout.readline() == "training\n"
     sheet = tmp_path / "sheet.tsv"
     sheet.write_text(f"celltype\tassay\tpath\nC1\tA\t{tmp_path}/x.bw\n")
-    for second in (
-        lambda: old.avocado.fit(store=store, **TRAIN),
-        lambda: old.avocado.fit(store=store, overwrite=True, seed=7, **TRAIN),
-        lambda: fitted.avocado.extend(cube.avocado.sel("chr1"), store=store, epochs=1, progress=False),
-        lambda: cube.avocado.to_zarr(store, overwrite=True, progress=False),
-        lambda: build_cube(sheet, store, genome={"chr1": 50_010}, progress=False),
-    ):
-        with pytest.raises(CubeError, match=r"another process is writing .*cube\.zarr: wait until it has ended"):
-            second()
-    assert not store.exists()
-    go.touch()
-    assert first.wait(600) == 0
-    first.stdout.close()
+    call = f"xa.open_cube(store + '.in').avocado.fit(store=store, **{dict(TRAIN, **STORED)!r})"
+    with at_work(store, "fit:load_panel", call):
+        told_to_wait(
+            lambda: old.avocado.fit(store=store, **TRAIN),
+            lambda: old.avocado.fit(store=store, overwrite=True, seed=7, **TRAIN),
+            lambda: fitted.avocado.extend(cube.avocado.sel("chr1"), store=store, epochs=1, progress=False),
+            lambda: cube.avocado.to_zarr(store, overwrite=True, progress=False),
+            lambda: build_cube(sheet, store, genome={"chr1": 50_010}, progress=False),
+        )
+        assert not store.exists()
     xr.testing.assert_equal(open_cube(store).compute().drop_vars("signal"), fitted.drop_vars("signal"))
     # Once it has ended, the same call opens what the first one made.
     began = time.time_ns()
@@ -177,6 +220,30 @@ def test_of_two_that_train_towards_one_store_the_second_is_told_and_nothing_is_d
     assert all(path.stat().st_mtime_ns < began for path in store.rglob("*"))
     xr.testing.assert_equal(again.compute().drop_vars("signal"), fitted.drop_vars("signal"))
     assert sorted(os.listdir(tmp_path)) == ["cube.zarr", "cube.zarr.in", "go", "sheet.tsv"]
+
+
+def test_of_two_that_extend_towards_one_store_the_second_is_told_and_nothing_is_damaged(tmp_path, cube, fitted):
+    store = tmp_path / "cube.zarr"
+    cube.avocado.to_zarr(f"{store}.in", precision="float32", progress=False)
+    fitted.avocado.to_zarr(f"{store}.fitted", precision="float32", progress=False)
+    fitted, cube = open_cube(f"{store}.fitted"), open_cube(f"{store}.in")
+    new = cube.isel(celltype=slice(3)).avocado.sel("chr2")
+    extend = lambda store=store, new=new, **how: fitted.avocado.extend(
+        new, **{"epochs": 2, **how}, store=store, **QUIET
+    )
+    call = """
+new = xa.open_cube(store + ".in").isel(celltype=slice(3)).avocado.sel("chr2")
+xa.open_cube(store + ".fitted").avocado.extend(new, epochs=2, store=store, progress=False)"""
+    with at_work(store, "extend_positions:_learn_piece", call):
+        told_to_wait(
+            extend,
+            lambda: extend(overwrite=True, seed=7),
+            lambda: extend(new=cube.avocado.sel("chr1")),
+        )
+        assert not store.exists()
+    expected = extend(tmp_path / "alone.zarr").compute()
+    xr.testing.assert_equal(extend().compute(), expected)
+    assert sorted(os.listdir(tmp_path)) == ["alone.zarr", "cube.zarr", "cube.zarr.fitted", "cube.zarr.in", "go"]
 
 
 # --- read-only ---------------------------------------------------------------------------------------------------------------
@@ -203,21 +270,21 @@ def test_from_a_read_only_disk_everything_is_read_and_writing_says_where_not_to(
     sheet.write_text(f"celltype\tassay\tpath\nC1\tA\t{track}\n")
     build_cube(sheet, tmp_path / "built.zarr", genome=sizes, n_jobs=1, progress=False)
 
-    paper, quiet = old.avocado.fit("small", epochs=1, progress=False), {"progress": False}
+    paper = old.avocado.fit("small", epochs=1, **QUIET)
     writers = {
-        "to_zarr": lambda: old.avocado.to_zarr(small_disk / "new.zarr", **quiet),
-        "to_zarr over": lambda: old.avocado.to_zarr(store, overwrite=True, **quiet),
-        "build_cube": lambda: build_cube(sheet, small_disk / "new.zarr", genome=sizes, **quiet),
+        "to_zarr": lambda: old.avocado.to_zarr(small_disk / "new.zarr", **QUIET),
+        "to_zarr over": lambda: old.avocado.to_zarr(store, overwrite=True, **QUIET),
+        "build_cube": lambda: build_cube(sheet, small_disk / "new.zarr", genome=sizes, **QUIET),
         "fit": lambda: old.avocado.fit(store=small_disk / "new.zarr", **TRAIN),
         "fit over": lambda: old.avocado.fit(store=store, seed=3, overwrite=True, **TRAIN),
-        "extend": lambda: fitted.avocado.extend(cube.avocado.sel("chr1"), store=small_disk / "new.zarr", **quiet),
-        "to_bigwig": lambda: old.avocado.to_bigwig(small_disk / "out", variable="signal", **quiet),
-        "to_bigwig there": lambda: old.avocado.to_bigwig(small_disk / "folder", variable="signal", **quiet),
+        "extend": lambda: fitted.avocado.extend(cube.avocado.sel("chr1"), store=small_disk / "new.zarr", **QUIET),
+        "to_bigwig": lambda: old.avocado.to_bigwig(small_disk / "out", variable="signal", **QUIET),
+        "to_bigwig there": lambda: old.avocado.to_bigwig(small_disk / "folder", variable="signal", **QUIET),
         "write_bins": lambda: write_bins(track, bins, values, sizes, progress=False),
-        "to_chromhmm": lambda: old.avocado.to_chromhmm(small_disk / "folder", variable="signal", **quiet),
-        "report": lambda: old.avocado.report(small_disk / "report.html", **quiet),
-        "segment": lambda: fitted.avocado.segment(2, bed=small_disk / "states.bed", **quiet),
-        "to_keras": lambda: paper.avocado.to_keras(small_disk / "model", **quiet),
+        "to_chromhmm": lambda: old.avocado.to_chromhmm(small_disk / "folder", variable="signal", **QUIET),
+        "report": lambda: old.avocado.report(small_disk / "report.html", **QUIET),
+        "segment": lambda: fitted.avocado.segment(2, bed=small_disk / "states.bed", **QUIET),
+        "to_keras": lambda: paper.avocado.to_keras(small_disk / "model", **QUIET),
     }
     for name, write in writers.items():
         with pytest.raises(

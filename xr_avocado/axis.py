@@ -55,8 +55,7 @@ class _LazyColumn(LazilyIndexedArray):
     def _repr_inline_(self, max_width: int) -> str:
         from xarray.core.formatting import format_array_flat
 
-        # In a variable, since formatters of xarray before 2025.8 index what they are given by plain slices.
-        return str(format_array_flat(xr.Variable((POSITION,), self), max_width))
+        return str(format_array_flat(self, max_width))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _LazyColumn:
         return self

@@ -35,7 +35,7 @@ from xr_avocado.fit import Layout
 from xr_avocado.fit_store import FitStore
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import assign_bins, bins_of
-from xr_avocado.io.checkpoint import Checkpoint
+from xr_avocado.io.checkpoint import Checkpoint, read_array
 from xr_avocado.io.keras import SCALES
 from xr_avocado.predictors import network_arrays
 from xr_avocado.weights import ARRAY_FACTORS
@@ -282,10 +282,5 @@ def _rows_of_piece(job: Chromosome, number: int, learnt: list[list[np.ndarray]])
     path = job.kept[0] / f"{piece.name}.done"
     bins = bins_of(job.cube)[piece.rows]
     shapes = [(len(bins.coarsen(scale)), f) for scale, f in zip(config.scales, config.genome_factors, strict=True)]
-    read = dask.delayed(_read, pure=True)
+    read = dask.delayed(read_array, pure=True)
     return [da.from_delayed(read(path, str(i)), shape, np.float32) for i, shape in enumerate(shapes)]
-
-
-def _read(path: Path, name: str) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as file:
-        return file[name]

@@ -8,7 +8,8 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from xr_avocado.cube import CubeError
 from xr_avocado.io.atomic import telling
 
-__all__ = ["Checkpoint", "Saved", "check_same"]
+__all__ = ["Checkpoint", "Saved", "check_same", "read_array"]
 
 FORMAT = 1
 HEADER = "header"
@@ -121,18 +122,38 @@ class Checkpoint:
     def _read(self, *, arrays: bool) -> Saved | None:
         if not self.path.exists():
             return None
-        try:
-            # numpy leaves a damaged file open where it opened it itself.
-            with open(self.path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                header = json.loads(file[HEADER].tobytes())
-                _check_format(self.path, header)
-                check_same(self.path, header["about"], self.about)
-                found = {name: file[name] for name in file.files if name != HEADER} if arrays else {}
-        except CubeError:
-            raise
-        except DAMAGE as error:
-            raise CubeError(f"the checkpoint {self.path} is damaged ({error}): remove it to start anew") from None
-        return Saved(found, header["state"])
+        with _opened(self.path) as file:
+            header = json.loads(file[HEADER].tobytes())
+            _check_format(self.path, header)
+            check_same(self.path, header["about"], self.about)
+            found = {name: file[name] for name in file.files if name != HEADER} if arrays else {}
+            return Saved(found, header["state"])
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """Read one array of a checkpoint.
+
+    Raises
+    ------
+    CubeError
+        Where the file is damaged, or gone.
+    """
+    with _opened(path) as file:
+        return file[name]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        # numpy leaves a damaged file open where it opened it itself.
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            yield file
+    except CubeError:
+        raise
+    except DAMAGE as error:
+        raise CubeError(
+            f"the checkpoint {path} is damaged ({error}): remove it and call again; what it held is done anew"
+        ) from None
 
 
 def check_same(path: str | os.PathLike[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
