@@ -12,7 +12,7 @@ from torch.nn import functional
 from xr_avocado.model.config import Config
 from xr_avocado.model.halving import Halving
 from xr_avocado.model.levels import Levels
-from xr_avocado.model.shown import Shown, Tracks, differing_in, share_of
+from xr_avocado.model.shown import Shown, Tracks, arcsinh, differing_in, of_assay
 
 __all__ = ["ContextEnsemble", "ContextNet", "KnownTracks", "n_columns"]
 
@@ -107,7 +107,7 @@ class ContextNet(nn.Module):
         tracks = Tracks.of(signal, visible, self.mean[rows], self.spread[rows])
         shown = tracks.shown(celltype, assay)
         units = self.units(tracks)
-        return self.read_shown(shown, functional.relu(self.known(units, visible)), _of_assay(units, assay))
+        return self.read_shown(shown, functional.relu(self.known(tracks, units)), of_assay(units, assay))
 
     def read_shown(self, shown: Shown, known: Tensor, units: Tensor) -> Tensor:
         """Predict with each reader by itself: readers x bins x k.
@@ -126,24 +126,26 @@ class ContextNet(nn.Module):
         table = torch.cat([*shown.table, shown.average, others], -1)
         read = [
             self._head(self.hidden, self.out, [*compared, shown.average, name, functional.relu(self.others(others))]),
-            self._head(self.table, self.table_out, [table, (COMPRESSION * table).asinh(), name]),
+            self._head(self.table, self.table_out, [name], torch.cat([table, arcsinh(COMPRESSION * table)], -1)),
         ]
         stretch = 1.0 if self.training else self.config.context_stretch
         return shown.level + shown.spread * stretch * (shown.average[..., 0] + torch.stack(read))
 
     def units(self, tracks: Tracks) -> Tensor:
-        """Read each track by itself: bins x cell types x assays x units."""
-        units = torch.einsum("pcas,asf->pcaf", tracks.differing, self.read)
-        return functional.relu(units + self._bias_of_units(tracks))
+        """Read each track by itself, 0 where it may not be read: bins x cell types x assays x units."""
+        # The product lays assays outermost, which is slow to read track by track.
+        return functional.relu(torch.einsum("pcas,asf->pcaf", tracks.described, self._reading()).contiguous())
 
-    def _bias_of_units(self, tracks: Tracks) -> Tensor:
-        levels = torch.stack([tracks.spread.log(), tracks.level / tracks.spread], -1)
-        return self.read_bias + self.read_levels(levels)
+    def _reading(self) -> Tensor:
+        """What each assay's tracks are read by, signal first, then levels: assays x (2 scales + 3) x units."""
+        bias = (self.read_bias + self.read_levels.bias)[:, None]
+        return torch.cat([self.read, bias, self.read_levels.weight.T.expand(len(bias), -1, -1)], 1)
 
-    def known(self, units: Tensor, visible: Tensor) -> Tensor:
+    def known(self, tracks: Tracks, units: Tensor) -> Tensor:
         """Read all tracks of each cell type together, before the ReLU: bins x cell types x nodes."""
-        share = share_of(visible)
-        return (units * share[..., None]).flatten(2) @ self.slot + share @ self.slot_seen + self.slot_bias
+        visible = tracks.visible
+        weight = 2 / visible.sum(2, keepdim=True).clamp(min=1)
+        return weight * (units.flatten(2) @ self.slot + visible @ self.slot_seen) + self.slot_bias
 
     def known_without(self, tracks: Tracks, units: Tensor, shown: Shown) -> tuple[Tensor, Tensor]:
         """What is known, and the units of the assay, if each target was not read; targets (bins x k) are of one assay.
@@ -158,21 +160,22 @@ class ContextNet(nn.Module):
         )
         visible, slot = tracks.visible.clone(), self.slot.unflatten(0, (-1, units.shape[-1])).clone()
         visible[:, :, assay], of_assay, slot[assay] = 0, slot[assay].clone(), 0
-        rest = (units * visible[..., None]).flatten(2) @ slot.flatten(0, 1) + visible @ self.slot_seen
+        rest = units.flatten(2) @ slot.flatten(0, 1) + visible @ self.slot_seen
         here, count = tracks.visible[:, :, assay, None], tracks.visible.sum(2, keepdim=True)
         weight = 2 / count.clamp(min=1)
-        after = functional.relu_(differing_in(shown) @ self.read[assay] + self._bias_of_units(tracks)[:, assay])
+        reading = self._reading()[assay].split([self.read.shape[1], tracks.levels.shape[-1]])
+        after = functional.relu_(differing_in(shown) @ reading[0] + tracks.levels[:, assay] @ reading[1])
         known = (after * (here * weight)[:, None]) @ of_assay
         known += (weight * (rest + here * self.slot_seen[assay]) + self.slot_bias)[:, None]
         mine = 2 / (count - here).clamp(min=1)[bins, own] * rest[bins, own] + self.slot_bias
         known.scatter_(2, own[..., None, None].expand(*own.shape, 1, mine.shape[-1]), mine[:, :, None])
         return functional.relu_(known), after
 
-    def _head(self, layers: Iterable[nn.Module], out: nn.Module, inputs: list[Tensor]) -> Tensor:
-        """Correct by what was read of each target: bins x k."""
+    def _head(self, layers: nn.ModuleList, out: nn.Module, inputs: list[Tensor], given: Tensor | None = None) -> Tensor:
+        """Correct by what was read of each target, after what is given and holds no parameter: bins x k."""
         read = torch.cat(inputs, -1)
-        for layer in layers:
-            read = functional.relu(layer(read))
+        for i, layer in enumerate(cast(Iterable[nn.Linear], layers)):
+            read = functional.relu(layer(read) if given is None or i else _after(layer, given, read))
             read = _dropout(read, self.config.context_dropout) if self.training else read
         return out(read).squeeze(-1)
 
@@ -198,7 +201,7 @@ class ContextNet(nn.Module):
         token += self.of_track(tracks)
         token = functional.relu_(token)
         weights = self.weight(token).masked_fill(seen[..., None] == 0, -1e4).softmax(2)
-        return weights * (seen.sum(2) > 0)[..., None, None], functional.relu_(self.compared(token))
+        return weights * (seen.sum(2) > 0)[..., None, None], functional.relu(self.compared(token))
 
 
 class ContextEnsemble(nn.Module):
@@ -243,13 +246,13 @@ class KnownTracks:
         self.tracks = Tracks.of(signal, visible, net.first.mean, net.first.spread)
         self.members = [cast(ContextNet, member) for member in net.members]
         self.units = [member.units(self.tracks) for member in self.members]
-        self.known = [member.known(units, visible) for member, units in zip(self.members, self.units, strict=True)]
+        self.known = [member.known(self.tracks, units) for member, units in zip(self.members, self.units, strict=True)]
 
     def predict(self, celltype: Tensor, assay: Tensor) -> Tensor:
         """Predict targets that are not visible (bins x k): bins x k."""
         shown = self.tracks.shown(celltype, assay)
         parts = [
-            member.read_shown(shown, functional.relu(known), _of_assay(units, assay))
+            member.read_shown(shown, functional.relu(known), of_assay(units, assay))
             for member, units, known in zip(self.members, self.units, self.known, strict=True)
         ]
         return torch.stack(parts).mean((0, 1))
@@ -264,15 +267,16 @@ class KnownTracks:
         return torch.stack(parts).mean((0, 1))
 
 
-def _of_assay(units: Tensor, assay: Tensor) -> Tensor:
-    """Those of each target's assay: bins x k x cell types x units."""
-    return units[torch.arange(len(units), device=units.device)[:, None], :, assay]
-
-
 def n_columns(n_assays: int, config: Config) -> int:
     """Columns of the plain table that a target is read from: those of every assay and of its own, as they are and compressed; its name."""
     scales = len(config.context_scales)
     return 2 * (n_assays * (3 * scales + 2) + 6 * scales) + config.context_assay_factors
+
+
+def _after(layer: nn.Linear, given: Tensor, read: Tensor) -> Tensor:
+    """Apply a layer to both side by side. Of what is given no gradient is needed, which would cost as much as the product."""
+    of_given, of_read = layer.weight.split([given.shape[-1], read.shape[-1]], 1)
+    return functional.linear(given, of_given, layer.bias) + functional.linear(read, of_read)
 
 
 def _dropout(read: Tensor, rate: float) -> Tensor:
