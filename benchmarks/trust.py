@@ -2,7 +2,7 @@
 
     python benchmarks/trust.py [SECTION ...] [--scale 1.0] [--out docs/trust.md]
 
-Sections: files, cuts, chunks, build, fit, extend; what each does is in the table. Mutants are read in processes of their own, so that a crash
+Sections: files, cuts, chunks, build, fit, extend, disks, two, and those that run tests; what each does is in the table. Mutants are read in processes of their own, so that a crash
 or a hang is a row of the table. ``--scale 0.01`` is a quick look. Each section keeps its rows in the page until it is run again.
 """
 
@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
 import damage  # noqa: E402
+import trust_load  # noqa: E402
 
 EDGE = HERE.parents[1] / "shared" / "data" / "bigwig_edge"
 PILOT = HERE.parents[1] / "shared" / "data" / "roadmap_pilot" / "bigwig"
@@ -257,8 +258,9 @@ def same_values(one: Path, other: Path) -> bool:
     return bool(open_cube(one).compute().equals(open_cube(other).compute()))
 
 
-def build(scale: float) -> Iterator[Row]:
-    """build_cube, killed at random moments and called again."""
+@contextmanager
+def build_call() -> Iterator[Callable[..., object]]:
+    """A call of build_cube that takes a few seconds."""
     import pandas as pd
 
     from xr_avocado.genome import GenomeBins
@@ -272,28 +274,98 @@ def build(scale: float) -> Iterator[Row]:
         for i, path in enumerate(paths):
             write_bins(path, bins, np.random.default_rng(i).gamma(0.5, 4, len(bins)), sizes, progress=False)
         sheet = pd.DataFrame({"celltype": [f"C{i}" for i in range(8)], "assay": "A", "path": paths})
-        call = partial(build_cube, sheet, genome=sizes, n_jobs=2, progress=False)
-        yield kill_and_call_again("build_cube killed at a random moment, called again", call, same_bytes, scale)
+        yield partial(build_cube, sheet, genome=sizes, n_jobs=2, progress=False)
 
 
-def fit(scale: float) -> Iterator[Row]:
-    """fit with a store, killed at random moments and called again."""
+@contextmanager
+def fit_call() -> Iterator[Callable[..., object]]:
+    """A call of fit that keeps a checkpoint at every step."""
     from xr_avocado.fit import fit as train
 
     cube = _small_panel().isel(celltype=slice(4))
-    call = partial(train, cube, config=CONFIG, epochs=4, checkpoint_minutes=0, progress=False)
-    yield kill_and_call_again("fit(store=) killed at a random moment, called again", call, same_values, scale)
+    yield partial(train, cube, config=CONFIG, epochs=4, checkpoint_minutes=0, progress=False)
 
 
-def extend(scale: float) -> Iterator[Row]:
-    """extend with a store, killed at random moments and called again."""
+@contextmanager
+def extend_call() -> Iterator[Callable[..., object]]:
+    """A call of extend that learns two cell types."""
     from xr_avocado.extend import extend as learn
     from xr_avocado.fit import fit as train
 
     cube = _small_panel()
     fitted = train(cube.isel(celltype=slice(4)), config=CONFIG, epochs=4, progress=False)
-    call = partial(learn, fitted, cube.isel(celltype=slice(4, None)), epochs=4, progress=False)
-    yield kill_and_call_again("extend(store=) killed at a random moment, called again", call, same_values, scale)
+    yield partial(learn, fitted, cube.isel(celltype=slice(4, None)), epochs=4, progress=False)
+
+
+@contextmanager
+def extend_positions_call() -> Iterator[Callable[..., object]]:
+    """A call of extend that learns a chromosome."""
+    from xr_avocado import datasets
+    from xr_avocado.extend import extend as learn
+    from xr_avocado.fit import fit as train
+
+    cube = _small_panel()
+    fitted = train(cube, config=CONFIG, epochs=4, progress=False)
+    new = datasets.simulate(n_celltypes=6, n_assays=5, chromsizes={"chr2": 400_010})
+    yield partial(learn, fitted, new, epochs=4, progress=False)
+
+
+CALLS = {
+    "build_cube": (build_call, same_bytes),
+    "fit(store=)": (fit_call, same_values),
+    "extend(store=)": (extend_call, same_values),
+    "extend(store=), new positions": (extend_positions_call, same_values),
+}
+"""Long work that ends in a store, and when two of its stores are the same."""
+
+
+def kills(scale: float, *names: str) -> Iterator[Row]:
+    """Long work killed at random moments and called again."""
+    for name in names:
+        make, same = CALLS[name]
+        with make() as call:
+            yield kill_and_call_again(f"{name} killed at a random moment, called again", call, same, scale)
+
+
+def disks(scale: float) -> Iterator[Row]:
+    """Long work on disks that are too small, mostly; called again where there is room."""
+    calls = CALLS | {"to_zarr": (to_zarr_call, same_values), "to_bigwig": (to_bigwig_call, same_tracks)}
+    for name, (make, same) in calls.items():
+        with make() as call:
+            last = "samples.tsv" if name == "to_bigwig" else "."
+            what = f"{name} on a disk that fills, called again with room"
+            yield trust_load.fill(what, call, same, max(int(30 * scale), 1), last)
+
+
+@contextmanager
+def to_zarr_call() -> Iterator[Callable[..., object]]:
+    """A call of to_zarr."""
+    from xr_avocado.io.zarr import to_zarr
+
+    cube = _small_panel()
+    yield lambda store: to_zarr(cube, store, progress=False)
+
+
+@contextmanager
+def to_bigwig_call() -> Iterator[Callable[..., object]]:
+    """A call of to_bigwig."""
+    from xr_avocado.io.export import to_bigwig
+
+    cube = _small_panel().isel(celltype=slice(2))
+    yield lambda store: to_bigwig(cube, store, variable="signal", progress=False)
+
+
+def same_tracks(one: Path, other: Path) -> bool:
+    """Compare bigWigs, which samples.tsv names with the folder they are in."""
+    tracks = [{path.name: path.read_bytes() for path in folder.glob("*.bw")} for folder in (one, other)]
+    return tracks[0] == tracks[1] and (one / "samples.tsv").exists()
+
+
+def two(scale: float) -> Iterator[Row]:
+    """The same call twice at once."""
+    for name, (make, same) in CALLS.items():
+        with make() as call:
+            yield trust_load.two(f"{name} twice at once", call, same, max(int(25 * scale), 1))
 
 
 CONFIG = {
@@ -320,9 +392,12 @@ SECTIONS: dict[str, Callable[[float], Iterator[Row]]] = {
     "files": files,
     "cuts": cuts,
     "chunks": chunks,
-    "build": build,
-    "fit": fit,
-    "extend": extend,
+    "build": lambda scale: kills(scale, "build_cube"),
+    "fit": lambda scale: kills(scale, "fit(store=)"),
+    "extend": lambda scale: kills(scale, "extend(store=)", "extend(store=), new positions"),
+    "disks": disks,
+    "two": two,
+    **{name: lambda scale, name=name: trust_load.tested(name) for name in trust_load.TESTED},
 }
 
 

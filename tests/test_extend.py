@@ -263,12 +263,9 @@ def test_levels_of_new_tracks_are_measured_and_those_of_known_ones_kept(
 ) -> None:
     more = extended(context, celltypes)
     there = celltypes.observed.values
-    np.testing.assert_allclose(
-        more.track_mean.values[4:][there], celltypes.signal.mean("position").values[there], rtol=1e-4
-    )
-    np.testing.assert_allclose(
-        more.track_spread.values[4:][there], celltypes.signal.std("position").values[there], rtol=1e-4
-    )
+    tracks = celltypes.signal.values[there]
+    np.testing.assert_allclose(more.track_mean.values[4:][there], tracks.mean(-1), rtol=1e-4)
+    np.testing.assert_allclose(more.track_spread.values[4:][there], tracks.std(-1), rtol=1e-4)
     assert np.isfinite(more.track_mean).all() and (more.track_spread > 0).all()
 
 

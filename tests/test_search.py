@@ -292,7 +292,7 @@ def test_other_files_are_left_alone(cube, pretend, tmp_path, content):
     file.write_text(content)
     with pytest.raises(CubeError, match="holds no search"):
         searched(cube, 1, file=file)
-    with pytest.raises(CubeError, match="holds no search"):
+    with pytest.raises(CubeError, match="a folder is there: choose another name"):
         searched(cube, 1, file=tmp_path)
     assert file.read_text() == content
 
@@ -452,7 +452,7 @@ def test_settings_that_no_score_depends_on_are_refused(cube):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"trials": 0}, "trials is a number of at least 1; got 0"),
+        ({"trials": 0}, "trials must be at least 1; got 0"),
         ({"measure": "r2"}, "'r2' is not a measure"),
         ({"measure": "mseprom"}, "'mseprom' needs an annotation; search by one of mse, gwcorr"),
         ({"fit": {"epoch": 3}}, "'epoch' is not an option of fit; there are preset, config"),

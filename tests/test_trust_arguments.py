@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ GENES = pd.DataFrame(
     {"chrom": ["chr1"] * 3, "start": [1_000, 9_000, 30_000], "end": [2_000, 12_000, 31_000], "strand": "+"}
 )
 PEAKS = {("C1", "DNase"): GENES}
+NEW = datasets.simulate(n_celltypes=5, n_assays=4, chromsizes={"chr1": 50_010})
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +138,47 @@ OF_ANOTHER_KIND = [
     verb("fit", device="tpu-ish", **TRAIN),
     verb("extend", "cube.zarr", **QUIET),
     verb("extend", None, **QUIET),
+    verb("extend", NEW, seed="lucky", **QUIET),
+    verb("extend", NEW, seed=-1, **QUIET),
+    verb("extend", NEW, epochs="many", **QUIET),
+    verb("extend", NEW, epochs=0, **QUIET),
+    verb("extend", NEW, epochs=1.5, **QUIET),
+    verb("extend", NEW, store=7, **QUIET),
+    verb("extend", NEW, device="tpu-ish", **QUIET),
+    verb("extend", NEW, client=7, **QUIET),
     verb("normalize", peak="high", **QUIET),
     verb("normalize", peak=-1, **QUIET),
     verb("cross_validate", folds=7.5, fit=TRAIN, **QUIET),
     verb("cross_validate", folds=[], fit=TRAIN, **QUIET),
+    verb("cross_validate", folds=[[]], fit=TRAIN, **QUIET),
+    verb("cross_validate", folds=[7], fit=TRAIN, **QUIET),
+    verb("cross_validate", folds=1000, fit=TRAIN, **QUIET),
+    verb("cross_validate", seed="lucky", fit=TRAIN, **QUIET),
+    verb("cross_validate", seed=-1, fit=TRAIN, **QUIET),
+    verb("cross_validate", seed=1.5, fit=TRAIN, **QUIET),
+    verb("cross_validate", methods=7, fit=TRAIN, **QUIET),
+    verb("cross_validate", fit=7, **QUIET),
+    verb("cross_validate", fit={"epoks": 1}, **QUIET),
+    verb("cross_validate", fit={**TRAIN, "epochs": "many"}, **QUIET),
+    verb("cross_validate", fit={**TRAIN, "store": "x.zarr"}, **QUIET),
+    verb("cross_validate", fit={**TRAIN, "validation": 7}, **QUIET),
+    verb("search", "many", **QUIET),
+    verb("search", None, **QUIET),
+    verb("search", math.nan, **QUIET),
+    verb("search", 0, **QUIET),
+    verb("search", 1, space=7, **QUIET),
+    verb("search", 1, space=["nodes"], **QUIET),
+    verb("search", 1, space={"context_units": (8, 4)}, **QUIET),
+    verb("search", 1, folds=2.5, **QUIET),
+    verb("search", 1, measure=["mse"], **QUIET),
+    verb("search", 1, measure="mseprom", **QUIET),
+    verb("search", 1, seed="lucky", **QUIET),
+    verb("search", 1, seed=-1, **QUIET),
+    verb("search", 1, file=7, **QUIET),
+    verb("search", 1, fit=7, **QUIET),
+    verb("search", 1, fit={"seed": "lucky"}, **QUIET),
+    verb("search", 1, fit={"validation": 7}, **QUIET),
+    verb("search", 1, fit={"epochs": "many"}, **QUIET),
     verb("variable_loci", peaks=7, **QUIET),
     verb("relationships", genes=GENES.drop(columns="strand"), **QUIET),
     verb("relationships", genes=7, **QUIET),
@@ -213,6 +252,13 @@ MAY_BE_EMPTY = {
 }
 
 
+ACCIDENTS = re.compile(
+    "not supported between|object is not|has no attribute|must be real number|unhashable|cannot be interpreted as|invalid literal|"
+    "could not convert|cannot convert|object of type|unsupported operand|update sequence|index out of range|int\\(\\) argument"
+)
+"""What Python says where it stumbles over a value that nobody looked at."""
+
+
 def says(call: Call, ds: xr.Dataset) -> str:
     """Call, and return what the error says: one of ours, or one that Python's own check of arguments raises."""
     with pytest.raises((CubeError, GenomeError, ValueError, TypeError, ImportError)) as error:
@@ -220,6 +266,7 @@ def says(call: Call, ds: xr.Dataset) -> str:
     last = error.traceback[-1].path
     assert "xr_avocado" in str(last) or "test_trust" in str(last), f"raised in {last}: {error.value!r}"
     assert len(str(error.value)) > 20, f"says too little: {error.value!r}"
+    assert not ACCIDENTS.search(str(error.value)), f"an accident: {error.value!r}"
     return str(error.value)
 
 

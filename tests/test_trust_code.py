@@ -122,4 +122,4 @@ def test_a_label_cannot_write_outside_the_folder(tmp_path, label):
 
 def test_the_ci_audits_the_dependencies():
     workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text()
-    assert "pip-audit" in workflow and "gitleaks" in workflow
+    assert "pip-audit --strict" in workflow and "gitleaks" in workflow

@@ -29,6 +29,7 @@ from xr_avocado.cube import (
     CubeError,
     Experiment,
     check_cube,
+    check_whole,
     genome_factors,
     label_rows,
     position_dim,
@@ -159,14 +160,13 @@ def _explained(
         raise CubeError("this model has no context term; take its factors apart with of='factors'")
     if baseline not in (None, "zero", "mean"):
         raise ValueError(f"baseline is 'zero' or 'mean'; got {baseline!r}")
-    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
-        raise ValueError(f"steps is a whole number of points, at least 1; got {steps!r}")
+    steps = check_whole("steps", steps)
     if not tolerance > 0:
         raise ValueError(f"tolerance is a fraction of the range, above 0; got {tolerance!r}")
     labels = [[x] if isinstance(x, str) else list(dict.fromkeys(map(str, x))) for x in (celltype, assay)]
     kind = _Context if of == "context" else _Factors
     ds = _as_imputed(ds, labels) if of == "context" or config.average else ds
-    return kind(ds, labels, config, (int(steps), float(tolerance)), baseline, str(device_named(device)))
+    return kind(ds, labels, config, (steps, float(tolerance)), baseline, str(device_named(device)))
 
 
 def _as_imputed(ds: xr.Dataset, labels: list[list[str]]) -> xr.Dataset:
@@ -405,6 +405,7 @@ def attribution_by_peaks(
     wanted = known if celltype is None else [celltype] if isinstance(celltype, str) else list(celltype)
     if missing := [c for c in wanted if c not in known]:
         raise CubeError(f"{missing[0]} has no peaks of {assay!r}: they say where it has one and where not")
+    blocks, seed = check_whole("blocks", blocks), check_whole("seed", seed, least=0)
     explained = _explained(ds, wanted, [assay], of, steps, np.inf, baseline, device)
     spans = {c: called.rows(bins, Experiment(c, assay)) for c in known}
     names = [*explained.components, "prediction", "baseline", *([SIGNAL] if SIGNAL in ds else [])]

@@ -23,10 +23,12 @@ from xr_avocado.cube import (
     CubeError,
     Experiment,
     check_cube,
+    check_number,
+    check_whole,
     experiments,
 )
 from xr_avocado.error_table import PROBABILITIES, ErrorTable, error_unit
-from xr_avocado.fit import Layout, check_seed, load_panel
+from xr_avocado.fit import Layout, load_panel
 from xr_avocado.folds import folds_of
 from xr_avocado.index import bins_of
 
@@ -131,9 +133,9 @@ def held_out(
             "calibrate needs a fitted cube whose model has a context term (the default of .avocado.fit(), without preset): "
             "factors would have to be learnt anew for every fold; .avocado.cross_validate() does that, and scores them"
         )
-    if not effort > 0:
+    if not check_number("effort", effort) > 0:
         raise ValueError(f"effort is a share of the samples that fit takes, above 0; got {effort!r}")
-    check_seed(seed)
+    seed = check_whole("seed", seed, least=0)
     tracks = experiments(ds)
     chosen = even_folds(ds, seed=seed) if folds is None else folds_of(ds, folds, seed=seed)
     rows = [[tracks.index(track) for track in fold] for fold in chosen]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,6 +130,23 @@ _MADE_BY = {
 }
 
 
+def check_whole(name: str, value: Any, *, least: int = 1) -> int:
+    """Return an argument that is a whole number, as Python's own; raise where it is none, or below the least that it may be."""
+    number = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
+    if isinstance(value, bool) or not number:
+        raise CubeError(f"{name} is a whole number, at least {least}; got {value!r}")
+    if value < least:
+        raise CubeError(f"{name} must be at least {least}; got {value!r}")
+    return int(value)
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return an argument that is a finite number; raise where it is none."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise CubeError(f"{name} is a number; got {value!r}")
+    return float(value)
+
+
 def check_labels(dim: str, labels: Iterable[Any]) -> None:
     """Raise where labels of a dim repeat."""
     index = pd.Index(np.asarray(list(labels), object))
@@ -144,19 +163,23 @@ def check_known(dim: str, labels: Iterable[str], known: Iterable[str]) -> None:
             raise CubeError(f"{label!r} is not {'an' if dim[0] in 'aeiou' else 'a'} {dim} of this cube; it has {some}")
 
 
-def label_rows(ds: xr.Dataset | xr.DataArray, dim: str, labels: Iterable[str]) -> np.ndarray:
-    """Find the row of each label along a dim: int64; labels must be known."""
-    labels = list(labels)
+def label_rows(ds: xr.Dataset | xr.DataArray, dim: str, labels: str | Iterable[str]) -> np.ndarray:
+    """Find the row of each label along a dim, or of one: int64; labels must be known."""
+    if not isinstance(labels, Iterable):
+        raise CubeError(f"{dim} is a label of this cube, or several; got {labels!r}")
+    labels = [labels] if isinstance(labels, str) else list(labels)
     check_known(dim, labels, ds[dim].values)
     return pd.Index(ds[dim].values.astype(str)).get_indexer(labels)
 
 
 def as_experiments(ds: xr.Dataset, tracks: Iterable[Any]) -> list[Experiment]:
     """Read ``(celltype, assay)`` pairs, or a frame with these columns, checked against the cube's labels."""
+    if not isinstance(tracks, Iterable):
+        raise CubeError(f"tracks are (celltype, assay) pairs, or a frame with these columns; got {tracks!r}")
     rows = tracks[[CELLTYPE, ASSAY]].itertuples(index=False) if isinstance(tracks, pd.DataFrame) else tracks
     pairs = []
     for row in rows:
-        if isinstance(row, str) or len(tuple(row)) != 2:
+        if isinstance(row, str) or not isinstance(row, Iterable) or len(tuple(row)) != 2:
             raise CubeError(f"a track is a (celltype, assay) pair; got {row!r}")
         pairs.append(Experiment(*map(str, row)))
     check_known(CELLTYPE, [p.celltype for p in pairs], ds[CELLTYPE].values)

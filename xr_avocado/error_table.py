@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from xr_avocado.cube import check_number
+
 __all__ = ["PROBABILITIES", "ErrorTable", "error_unit"]
 
 PROBABILITIES = np.array([0.005, 0.01, 0.025, 0.05, *np.arange(0.1, 0.95, 0.05), 0.95, 0.975, 0.99, 0.995])
@@ -79,7 +81,7 @@ class ErrorTable:
     def check(level: float) -> None:
         """Raise where quantiles of an interval's bounds are beyond those that a table holds."""
         most = PROBABILITIES[-1] - PROBABILITIES[0]
-        if not 0 < level <= most:
+        if not 0 < check_number("level", level) <= most:
             raise ValueError(
                 f"level is the share of the truth that an interval holds, above 0 and up to {most:.2f}; got {level!r}"
             )

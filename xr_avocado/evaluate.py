@@ -324,14 +324,20 @@ def cross_validate(
     """
     from xr_avocado.calibrate import calibrate
     from xr_avocado.fit import fit as train
+    from xr_avocado.fit import options_of
     from xr_avocado.impute import impute
 
     sources = sources_of(ds, [IMPUTED, "average"] if methods is None else methods)
+    chosen = folds_of(ds, folds, seed=seed)
+    fits = IMPUTED in sources.values()
+    settings = {"seed": seed, "progress": progress, **(options_of(ds, fit) if fits else {})}
+    # What is wrong with the options of evaluate is told here, and not after the first fit.
+    evaluate(ds, tracks=[], methods=[], seed=seed, progress=False, **{**options, "levels": ()})
     tables = []
-    for i, tracks in enumerate(tqdm(folds_of(ds, folds, seed=seed), desc="folds", disable=not progress), 1):
+    for i, tracks in enumerate(tqdm(chosen, desc="folds", disable=not progress), 1):
         held = hold_out(ds, tracks)
-        if IMPUTED in sources.values():
-            held = train(held, **{"seed": seed, "progress": progress, **(fit or {})})
+        if fits:
+            held = train(held, **settings)
             held = calibrate(held, seed=seed, progress=progress) if options.get("levels") else held
             held = impute(held, tracks=tracks)
         table = evaluate(held, ds, tracks=tracks, methods=sources, seed=seed, progress=False, **options)

@@ -20,11 +20,11 @@ from xr_avocado.cube import (
     CubeError,
     Experiment,
     check_cube,
+    check_whole,
     experiments,
 )
 from xr_avocado.extend_labels import Training, check_learnable, learn_labels
 from xr_avocado.extend_positions import CHECKPOINT_MINUTES, learn_positions, on_grid
-from xr_avocado.fit import check_seed
 from xr_avocado.fit_store import FitStore, identity
 from xr_avocado.generations import EXTENDED, plural
 from xr_avocado.genome import GenomeBins
@@ -166,9 +166,8 @@ def extend(
     check_cube(ds, CELLTYPE_FACTORS, ASSAY_FACTORS)
     check_cube(new_cube, SIGNAL)
     check_alike(ds, new_cube)
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"epochs must be at least 1; got {epochs}")
-    check_seed(seed)
+    epochs = None if epochs is None else check_whole("epochs", epochs)
+    seed = check_whole("seed", seed, least=0)
     dim, labels, bins = _what_is_new(ds, new_cube)
     if dim is None:
         _tell_passed_over(ds, new_cube)

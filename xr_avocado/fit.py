@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ from xr_avocado.cube import (
     Experiment,
     as_experiments,
     check_cube,
+    check_whole,
     experiments,
     factor_dim,
     genome_factors,
@@ -59,6 +61,9 @@ if TYPE_CHECKING:
 __all__ = ["fit"]
 
 logger = logging.getLogger("xr_avocado")
+
+ONCE = ("ds", "store", "overwrite", "checkpoint_minutes")
+"""Arguments of ``fit`` that are no options where it is called several times."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,7 @@ def fit(
     check_cube(ds, SIGNAL)
     if not ds.sizes[POSITION]:
         raise CubeError("this cube has no bins to train on; choose another region")
-    check_seed(seed)
+    seed = check_whole("seed", seed, least=0)
     chosen = device_named(device)
     held = validation_tracks(ds, validation, seed=seed)
     trained_on = [pair for pair in experiments(ds) if pair not in set(held)]
@@ -243,10 +248,21 @@ def provenance(
     }
 
 
-def check_seed(seed: Any) -> None:
-    """Raise where a seed is none."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"seed is a whole number from 0; got {seed!r}")
+def options_of(ds: xr.Dataset, given: Any) -> dict[str, Any]:
+    """Return options of ``fit`` that another verb was given; raise, before any work, where one is unknown or cannot be."""
+    from xr_avocado.model.training import device_named
+
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"fit is a mapping of options of fit, as in {{'epochs': 20}}; got {given!r}")
+    options = dict(given or {})
+    known = [name for name in inspect.signature(fit).parameters if name not in ONCE]
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"{unknown[0]!r} is not an option of fit; there are {', '.join(known)}")
+    device_named(options.get("device"))
+    check_whole("seed", options.get("seed", 0), least=0)
+    validation_tracks(ds, options.get("validation", "auto"), seed=0)
+    resolve_config(len(experiments(ds)), *(options.get(name) for name in ("preset", "config", "epochs")))
+    return options
 
 
 def resolve_config(
@@ -259,6 +275,8 @@ def resolve_config(
         raise ValueError(
             f"preset {preset!r} is unknown; choose {', '.join(map(repr, PRESETS))}, or None to follow the panel's size"
         )
+    if config is not None and not isinstance(config, Config | Mapping):
+        raise ValueError(f"config is a Config, or a mapping of settings, as in {{'nodes': 64}}; got {config!r}")
     if isinstance(config, Config):
         settings = config
     else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from xr_avocado.cube import CubeError, Experiment, as_experiments, experiments
+from xr_avocado.cube import CubeError, Experiment, as_experiments, check_whole, experiments
 
 __all__ = ["folds_of"]
 
@@ -45,7 +46,8 @@ def folds_of(ds: xr.Dataset, folds: Any = "latin", *, seed: int = 0) -> list[lis
     >>> [len(fold) for fold in folds_of(xa.datasets.simulate(n_celltypes=4, n_assays=3))]
     [3, 3, 3, 3]
     """
-    if isinstance(folds, str) and folds != "latin":
+    seed = check_whole("seed", seed, least=0)
+    if isinstance(folds, str) and folds != "latin" or not isinstance(folds, str | int | np.integer | Iterable):
         raise ValueError(f"folds are 'latin', a number, or lists of (celltype, assay) pairs; got {folds!r}")
     if isinstance(folds, str | int | np.integer):
         layers = _matchings(_hideable(experiments(ds)), np.random.default_rng(seed))

@@ -247,7 +247,7 @@ def tracks_asked(
 def _labels(ds: xr.Dataset, dim: str, labels: Any) -> np.ndarray:
     if labels is None:
         return np.arange(ds.sizes[dim])
-    return label_rows(ds, dim, [labels] if isinstance(labels, str) else labels)
+    return label_rows(ds, dim, labels)
 
 
 def computed_together(layer: xr.DataArray, tracks: Iterable[Experiment]) -> xr.DataArray:

@@ -18,6 +18,7 @@ from xr_avocado.cube import (
     MODEL,
     POSITION,
     CubeError,
+    check_whole,
 )
 from xr_avocado.genome import GenomeBins, GenomeError, unknown_chromosome
 from xr_avocado.intervals import as_frame, is_region, parse_region
@@ -212,13 +213,12 @@ def coarsen(ds: xr.Dataset, factor: int, how: str = "mean") -> xr.Dataset:
     >>> xa.datasets.simulate().avocado.coarsen(8).attrs["binsize"]
     200
     """
-    if isinstance(factor, bool) or int(factor) != factor or factor < 1:
-        raise CubeError(f"factor is how many bins make one: a whole number, at least 1; got {factor!r}")
+    factor = check_whole("factor", factor)
     if how not in HOW:
         raise CubeError(f"how is one of {', '.join(HOW)}; got {how!r}")
     ds = _without_model(ds)
     bins = bins_of(ds)
-    coarse = bins.coarsen(int(factor))
+    coarse = bins.coarsen(factor)
     ds = ds.drop_vars([name for name in coordinate_names(POSITION) if name in ds.coords])
     wider = {
         name: _coarsen_variable(str(name), v, bins, coarse, how)

@@ -95,7 +95,7 @@ def check_measures(measures: Sequence[str] | None) -> list[str]:
     """Return the measures asked for, all by default; raise where one is unknown."""
     names = list(MEASURES) if measures is None else [measures] if isinstance(measures, str) else list(measures)
     for name in names:
-        if name not in MEASURES:
+        if not isinstance(name, str) or name not in MEASURES:
             raise ValueError(f"{name!r} is not a measure; choose among {', '.join(MEASURES)}")
     return names
 

@@ -60,6 +60,8 @@ def sources_of(ds: xr.Dataset, methods: Any) -> dict[str, Any]:
         methods = [IMPUTED, "average"] if IMPUTED in ds else ["average"]
     if isinstance(methods, Mapping):
         return {str(name): source for name, source in methods.items()}
+    if not isinstance(methods, Iterable):
+        raise ValueError(f"methods are names, or a mapping from names to layers and folders; got {methods!r}")
     return {str(name): name for name in ([methods] if isinstance(methods, str) else methods)}
 
 

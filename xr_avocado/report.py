@@ -23,6 +23,7 @@ from xr_avocado.cube import (
     ASSAY_FACTORS,
     CELLTYPE,
     CELLTYPE_FACTORS,
+    DIMS,
     FITTED,
     HISTORY,
     IMPUTED,
@@ -130,11 +131,14 @@ def report(
     >>> "<h2 id='panel'>" in page, "<script" in page
     (True, False)
     """
-    check_cube(ds)
+    if empty := [dim for dim in DIMS if not check_cube(ds).sizes.get(dim, 1)]:
+        raise CubeError(f"this cube has no {empty[0]} to report on; choose others")
     target = file_to_write(path, "a report is")
     if scores is not None and not (isinstance(scores, pd.DataFrame) and {"method", CELLTYPE, ASSAY} <= {*scores}):
         what = list(scores) if isinstance(scores, pd.DataFrame) else type(scores).__name__
         raise CubeError(f"scores is a frame as evaluate and cross_validate give it; got {what}")
+    if not isinstance(regions, Iterable | None):
+        raise CubeError(f"regions are strings such as 'chr1:1Mb-2Mb'; got {regions!r}")
     loci = [regions] if isinstance(regions, str) else None if regions is None else list(regions)
     for region in loci or []:
         select(ds, region)

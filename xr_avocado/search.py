@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 from collections.abc import Mapping
@@ -26,12 +25,13 @@ from xr_avocado.cube import (
     Experiment,
     as_experiments,
     check_cube,
+    check_whole,
     experiments,
     hold_out,
 )
 from xr_avocado.evaluate import evaluate
 from xr_avocado.fit import fit as train
-from xr_avocado.fit import resolve_config
+from xr_avocado.fit import options_of, resolve_config
 from xr_avocado.folds import folds_of
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.impute import impute
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["Search", "search"]
 
 logger = logging.getLogger("xr_avocado")
-
-NOT_TRIED = ("ds", "progress", "store", "overwrite", "checkpoint_minutes")
-"""Arguments of ``fit`` that are no options of a trial."""
 
 FOLDS = 3
 """Folds of a trial, unless they are given."""
@@ -190,13 +187,12 @@ def search(
     >>> fitted = cube.avocado.fit(config=found.best, progress=False)
     """
     optuna = load_optuna()
-    if isinstance(trials, bool) or int(trials) != trials or trials < 1:
-        raise ValueError(f"trials is a number of at least 1; got {trials!r}")
+    trials, seed = check_whole("trials", trials), check_whole("seed", seed, least=0)
     plan = Plan.of(ds, space, folds, fit, measure, seed)
     with quiet(optuna), open_study(optuna, file, plan.direction, plan.to_attrs()) as study:
         try:
             with interruptible():
-                _run(optuna, study, plan, int(trials), progress=progress)
+                _run(optuna, study, plan, trials, progress=progress)
         except (Interrupted, KeyboardInterrupt):
             logger.warning("interrupted after %d trials", len(_finished(study)))
         return _found(optuna, study, plan)
@@ -216,23 +212,16 @@ class Plan:
     @classmethod
     def of(cls, ds: xr.Dataset, space: Any, folds: Any, fit: Mapping[str, Any] | None, measure: str, seed: int) -> Plan:
         """Settle and check everything that a call says."""
-        from xr_avocado.model.training import device_named
-
         (measure,) = check_measures([measure])
         if MEASURES[measure] not in (None, "variance"):
             usable = [name for name, needs in MEASURES.items() if needs in (None, "variance")]
             raise ValueError(f"{measure!r} needs an annotation; search by one of {', '.join(usable)}")
-        options = dict(fit or {})
-        known = [name for name in inspect.signature(train).parameters if name not in NOT_TRIED]
-        if unknown := [name for name in options if name not in known]:
-            raise ValueError(f"{unknown[0]!r} is not an option of fit; there are {', '.join(known)}")
-        device_named(options.get("device"))
         there = experiments(check_cube(ds, SIGNAL))
+        options = options_of(ds, fit)
+        options.pop("progress", None)
         base = resolve_config(len(there), *(options.pop(name, None) for name in ("preset", "config", "epochs")))
         chosen = folds_of(ds, "latin" if folds is None else folds, seed=seed)
-        return cls(
-            ds, chosen[:FOLDS] if folds is None else chosen, Space.read(base, space), options, measure, int(seed)
-        )
+        return cls(ds, chosen[:FOLDS] if folds is None else chosen, Space.read(base, space), options, measure, seed)
 
     @property
     def direction(self) -> str:

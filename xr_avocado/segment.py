@@ -14,8 +14,16 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from xr_avocado.axis import rows_of_runs
-from xr_avocado.cube import ASSAY_FACTORS, CELLTYPE_FACTORS, FITTED, CubeError, check_cube, genome_factors, position_dim
-from xr_avocado.fit import check_seed
+from xr_avocado.cube import (
+    ASSAY_FACTORS,
+    CELLTYPE_FACTORS,
+    FITTED,
+    CubeError,
+    check_cube,
+    check_whole,
+    genome_factors,
+    position_dim,
+)
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of, select
 from xr_avocado.intervals import to_pyranges
@@ -109,14 +117,13 @@ def segment(
     (['chrom', 'start', 'end', 'state', 'name', 'rgb'], 1200010)
     """
     check_cube(ds, CELLTYPE_FACTORS, ASSAY_FACTORS)
-    if isinstance(n_states, bool) or int(n_states) != n_states or n_states < 2:
-        raise CubeError(f"n_states is a whole number, at least 2; got {n_states!r}")
+    n_states = check_whole("n_states", n_states, least=2)
     if as_ not in ("pyranges", "frame"):
         raise ValueError(f"as_ is 'pyranges' or 'frame'; got {as_!r}")
-    check_seed(seed)
-    for name, given in (("sample", sample), ("iterations", iterations), ("starts", starts)):
-        if not isinstance(given, int | np.integer) or given < 1:
-            raise CubeError(f"{name} is a whole number, at least 1; got {given!r}")
+    seed = check_whole("seed", seed, least=0)
+    sample, iterations, starts = (
+        check_whole(name, given) for name, given in (("sample", sample), ("iterations", iterations), ("starts", starts))
+    )
     target = None if bed is None else file_to_write(bed, "a BED file is")
     features = _Features.of(ds if regions is None else select(ds, regions), scales)
     drawn = _drawn(features.bins, sample, seed)
@@ -124,13 +131,13 @@ def segment(
         raise CubeError(
             f"{len(features.bins):,} bins are too few for {n_states} states: give ten bins a state, at least"
         )
-    model, projection = _trained(features, drawn, int(n_states), (iterations, starts), seed)
+    model, projection = _trained(features, drawn, n_states, (iterations, starts), seed)
     states = np.empty(len(features.bins), np.int16)
     with tqdm(total=len(states), desc="segment", unit="bin", unit_scale=True, disable=not progress) as bar:
         for run in features.bins.segment_slices:
             states[run] = model.predict(np.concatenate([projection.of(piece) for piece in features.read(run)]))
             bar.update(run.stop - run.start)
-    frame = _runs(features.bins, states, int(n_states))
+    frame = _runs(features.bins, states, n_states)
     if target is not None:
         _write_bed(frame, target)
     return to_pyranges(frame) if as_ == "pyranges" else frame

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +53,8 @@ class Space:
     @classmethod
     def read(cls, base: Config, space: Mapping[str, Any] | None) -> Space:
         """Read what a user gave, or the default; raise ``ValueError`` where a name, a range or a choice is none."""
+        if space is not None and not isinstance(space, Mapping):
+            raise ValueError(f"space names settings and what each may be, as in {{'nodes': (8, 64)}}; got {space!r}")
         given = default_space(base) if space is None else dict(space)
         if not given:
             raise ValueError(f"the space is empty: name at least one setting of {', '.join(_settings(base))}")
@@ -145,10 +146,14 @@ def _value(base: Config, name: str) -> Any:
 def _read(base: Config, name: str, given: Any) -> Range | tuple[Any, ...]:
     if name not in _settings(base):
         raise ValueError(f"{name!r} is not a model setting; there are {', '.join(_settings(base))}")
+    from xr_avocado.model.config import typed
+
     own = _value(base, name)
     values: Range | tuple[Any, ...]
     if isinstance(given, list):
-        values = ends = tuple(_typed(name, value, own) for value in given)
+        if isinstance(own, tuple) and not all(isinstance(value, list | tuple) for value in given):
+            raise ValueError(f"{name} is a list of whole numbers, and its choices a list of such lists; got {given!r}")
+        values = ends = tuple(typed(name, value, own) for value in given)
         if len(set(values)) != len(values) or len(values) < 2:
             raise ValueError(f"{name}: choices are at least two different values; got {given!r}")
     else:
@@ -163,35 +168,21 @@ def _read(base: Config, name: str, given: Any) -> Range | tuple[Any, ...]:
 
 
 def _range(name: str, given: Any, own: Any) -> Range:
+    from xr_avocado.model.config import typed
+
     if isinstance(given, Mapping) and {"low", "high"} <= set(given) <= {"low", "high", "log"}:
         given = (given["low"], given["high"], *(["log"] if given.get("log") else []))
     if not isinstance(given, tuple) or len(given) not in (2, 3) or (len(given) == 3 and given[2] != "log"):
         raise ValueError(f"{name}: {FORMS}; got {given!r}")
     if isinstance(own, bool | tuple):
         raise ValueError(f"{name} has no range, so give a list of choices; got {given!r}")
-    low, high = (_typed(name, bound, own) for bound in given[:2])
+    low, high = (typed(name, bound, own) for bound in given[:2])
     log = len(given) == 3
     if not low < high or (log and low <= 0):
         raise ValueError(
             f"{name}: low must be below high{', and above 0 on a log scale' if log else ''}; got {given!r}"
         )
     return Range(low, high, log)
-
-
-def _typed(name: str, value: Any, own: Any) -> Any:
-    """Return a value as the setting's own type, or raise."""
-    if isinstance(own, bool):
-        if isinstance(value, bool):
-            return value
-        raise ValueError(f"{name} is true or false; got {value!r}")
-    if isinstance(own, tuple):
-        if isinstance(value, list | tuple) and all(isinstance(v, Integral) and not isinstance(v, bool) for v in value):
-            return tuple(int(v) for v in value)
-        raise ValueError(f"{name} is a list of whole numbers, and its choices a list of such lists; got {value!r}")
-    kind, words = (Integral, "a whole number") if isinstance(own, int) else (Real, "a number")
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise ValueError(f"{name} is {words}; got {value!r}")
-    return type(own)(value)
 
 
 def _encoded(value: Any) -> Any:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from xr_avocado.cube import CubeError
+from xr_avocado.io.atomic import file_to_write
 
 __all__ = ["Interrupted", "interruptible", "load_optuna", "open_study", "quiet"]
 
@@ -57,9 +58,8 @@ def open_study(optuna: ModuleType, file: str | Path | None, direction: str, aske
     if file is None:
         yield optuna.create_study(direction=direction)
         return
-    path = Path(file)
+    path = file_to_write(file, "a search is")
     _check_file(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path):
         _drop_torn_line(path)
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))

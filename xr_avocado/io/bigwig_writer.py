@@ -211,7 +211,8 @@ def check_room(folder: Path, bins: int) -> None:
     needed, free = BYTES * bins, shutil.disk_usage(folder).free
     if free < needed:
         raise BigWigError(
-            f"{folder}: {bins:,} bins may need {needed / 1e6:,.0f} MB as bigWig, but the disk has {free / 1e6:,.0f} MB left"
+            f"{folder}: {bins:,} bins may need {needed / 1e6:,.0f} MB as bigWig, but the disk has {free / 1e6:,.0f} MB left: "
+            "make room, or write to another disk"
         )
 
 

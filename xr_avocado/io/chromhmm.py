@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +12,18 @@ import pandas as pd
 import xarray as xr
 from tqdm.auto import tqdm
 
-from xr_avocado.cube import ASSAY, CELLTYPE, DIMS, IMPUTED, POSITION, CubeError, check_cube, label_rows
+from xr_avocado.cube import (
+    ASSAY,
+    CELLTYPE,
+    DIMS,
+    IMPUTED,
+    POSITION,
+    CubeError,
+    check_cube,
+    check_number,
+    check_whole,
+    label_rows,
+)
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of
 from xr_avocado.io.atomic import folder_to_write, replacing
@@ -92,6 +102,7 @@ def to_chromhmm(
             f"{variable!r} has the dims {', '.join(map(str, ds[variable].dims))}; tracks have {', '.join(DIMS)}"
         )
     bins, sizes = bins_of(ds), ds.attrs.get("chromsizes")
+    binsize = check_whole("binsize", binsize)
     if binsize % bins.binsize or binsize < bins.binsize:
         raise CubeError(f"bins of {binsize} bp are no multiple of the cube's, which have {bins.binsize} bp")
     if not sizes or any(chrom not in sizes for chrom in bins.chroms):
@@ -99,8 +110,7 @@ def to_chromhmm(
             "files start and end with their chromosomes, so attrs['chromsizes'] must have the length of each"
         )
     celltypes, assays = (_chosen(ds, dim, labels) for dim, labels in ((CELLTYPE, celltype), (ASSAY, assay)))
-    if not math.isfinite(threshold):
-        raise CubeError(f"threshold is a number in the units of the signal; got {threshold!r}")
+    threshold = check_number("threshold", threshold)
     home = folder_to_write(folder, "ChromHMM's files are")
     layer = ds[variable].sel({ASSAY: assays}).transpose(*DIMS)
     inverse = transform_named(ds.attrs.get("transform", "none")).inverse
@@ -125,7 +135,7 @@ def to_chromhmm(
 
 def _chosen(ds: xr.Dataset, dim: str, labels: str | Iterable[str] | None) -> list[str]:
     every = ds[dim].values.astype(str)
-    rows = slice(None) if labels is None else label_rows(ds, dim, [labels] if isinstance(labels, str) else labels)
+    rows = slice(None) if labels is None else label_rows(ds, dim, labels)
     if not len(every[rows]):
         raise CubeError(f"there is no {dim} to write; by default all {len(every)} are")
     return every[rows].tolist()

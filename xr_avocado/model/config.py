@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["PRESETS", "Config", "config_for"]
+__all__ = ["PRESETS", "Config", "config_for", "typed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,8 @@ class Config:
         return f"<table><tr><th>setting</th><th>value (bold: not the paper's size or the default)</th></tr>{''.join(rows)}</table>"
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            typed(f.name, getattr(self, f.name), f.default)
         object.__setattr__(self, "scales", tuple(int(s) for s in self.scales))
         object.__setattr__(self, "genome_factors", tuple(int(f) for f in self.genome_factors))
         object.__setattr__(self, "context_scales", tuple(int(s) for s in self.context_scales))
@@ -185,6 +188,22 @@ class Config:
         if unknown := set(changes) - known:
             raise ValueError(f"{sorted(unknown)[0]!r} is not a model setting; there are {', '.join(sorted(known))}")
         return replace(self, **changes)
+
+
+def typed(name: str, value: Any, own: Any) -> Any:
+    """Return a setting's value as the type of one that it may have; raise where it is of another kind."""
+    if isinstance(own, bool):
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"{name} is true or false; got {value!r}")
+    if isinstance(own, tuple):
+        if isinstance(value, list | tuple) and all(isinstance(v, Integral) and not isinstance(v, bool) for v in value):
+            return tuple(int(v) for v in value)
+        raise ValueError(f"{name} is a list of whole numbers; got {value!r}")
+    kind, words = (Integral, "a whole number") if isinstance(own, int) else (Real, "a number")
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise ValueError(f"{name} is {words}; got {value!r}")
+    return type(own)(value)
 
 
 PRESETS: Mapping[str, Config] = {
