@@ -2,7 +2,7 @@
 
     python benchmarks/trust.py [SECTION ...] [--scale 1.0] [--out docs/trust.md]
 
-Sections: files, cuts, chunks, build, fit, extend, disks, two, and those that run tests; what each does is in the table. Mutants are read in processes of their own, so that a crash
+Sections: files, cuts, chunks, build, fit, extend, positions, disks, two, and those that run tests; what each does is in the table. Mutants are read in processes of their own, so that a crash
 or a hang is a row of the table. ``--scale 0.01`` is a quick look. Each section keeps its rows in the page until it is run again.
 """
 
@@ -394,7 +394,8 @@ SECTIONS: dict[str, Callable[[float], Iterator[Row]]] = {
     "chunks": chunks,
     "build": lambda scale: kills(scale, "build_cube"),
     "fit": lambda scale: kills(scale, "fit(store=)"),
-    "extend": lambda scale: kills(scale, "extend(store=)", "extend(store=), new positions"),
+    "extend": lambda scale: kills(scale, "extend(store=)"),
+    "positions": lambda scale: kills(scale, "extend(store=), new positions"),
     "disks": disks,
     "two": two,
     **{name: lambda scale, name=name: trust_load.tested(name) for name in trust_load.TESTED},

@@ -162,6 +162,17 @@ OF_ANOTHER_KIND = [
     verb("cross_validate", fit={**TRAIN, "epochs": "many"}, **QUIET),
     verb("cross_validate", fit={**TRAIN, "store": "x.zarr"}, **QUIET),
     verb("cross_validate", fit={**TRAIN, "validation": 7}, **QUIET),
+    verb("attribution_by_peaks", "DNase", peaks={7: GENES}, **QUIET),
+    verb("attribution_by_peaks", "DNase", peaks={("C1", "DNase", "more"): GENES}, **QUIET),
+    verb("attribution_by_peaks", "DNase", peaks=PEAKS, celltype=7, **QUIET),
+    verb("attribution_by_peaks", "DNase", peaks=PEAKS, blocks=0, **QUIET),
+    verb("attribution_by_peaks", "DNase", peaks=PEAKS, seed="lucky", **QUIET),
+    verb("variable_loci", peaks={7: GENES}, **QUIET),
+    verb("variable_loci", peaks=PEAKS, tracks=7, **QUIET),
+    verb("variable_loci", peaks=PEAKS, methods={"mine": 7}, **QUIET),
+    verb("relationships", genes=GENES, pairs=7, **QUIET),
+    verb("relationships", genes=GENES, pairs=["H3K4me3"], **QUIET),
+    verb("relationships", genes=GENES, pairs=[("H3K4me3", "summit", "H3K4me1", "body", 1)], **QUIET),
     verb("search", "many", **QUIET),
     verb("search", None, **QUIET),
     verb("search", math.nan, **QUIET),
@@ -226,6 +237,7 @@ OF_ANOTHER_KIND = [
     verb("report", "x.html", scores=GENES, **QUIET),
     verb("report", "x.html", regions=7, **QUIET),
     verb("report", "x.html", genes=7, **QUIET),
+    verb("report", "x.html", genes="none.bed", **QUIET),
 ]
 EMPTY = [
     verb("sel", []),
@@ -235,6 +247,8 @@ EMPTY = [
     verb("evaluate", tracks=[], **QUIET),
     verb("evaluate", methods=[], **QUIET),
     verb("variable_loci", peaks={}, **QUIET),
+    verb("attribution_by_peaks", "DNase", peaks=PEAKS, celltype=[], **QUIET),
+    verb("relationships", genes=GENES, pairs=[], **QUIET),
     verb("relationships", genes=GENES[:0], **QUIET),
     verb("to_bigwig", "out", tracks=[], **QUIET),
     verb("impute", []),
@@ -388,6 +402,31 @@ def test_one_track_one_position_and_none(cube):
     with pytest.raises(CubeError, match="has no bins"):
         empty.avocado.fit(**TRAIN)
     assert empty.avocado.evaluate(**QUIET).mse.isnull().all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        verb("attribute", "C1", "DNase"),
+        verb("embed"),
+        verb("to_anndata"),
+        verb("to_bigwig", "out", **QUIET),
+        verb("calibrate", **QUIET),
+        verb("segment", 2, **QUIET),
+        verb("report", "x.html", **QUIET),
+    ],
+)
+def test_a_cube_without_bins_is_told(fitted, call):
+    says(call, fitted.isel(position=slice(0)))
+
+
+def test_what_one_track_or_one_bin_can_tell_is_told(fitted):
+    one = fitted.isel(celltype=[0], assay=[0])
+    assert np.isnan(one.avocado.qc(**QUIET).imputed).all()
+    assert one.avocado.attribute("C1", "H3K4me3").attribution.notnull().all()
+    # Calibrated before, at other levels.
+    again = fitted.isel(position=[7]).avocado.calibrate(**QUIET)
+    assert again.error_quantiles.notnull().all()
 
 
 def test_no_epochs_are_told(cube):

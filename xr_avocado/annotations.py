@@ -101,6 +101,11 @@ class Peaks:
     def __init__(self, peaks: Any) -> None:
         self._by_track: dict[Experiment, Any] = {}
         if isinstance(peaks, Mapping):
+            for pair in peaks:
+                if not isinstance(pair, tuple) or len(pair) != 2:
+                    raise CubeError(
+                        f"peaks are a mapping from (celltype, assay) to intervals; {pair!r} is no such pair"
+                    )
             self._by_track = {Experiment(*map(str, pair)): intervals for pair, intervals in peaks.items()}
             return
         frame = as_frame(peaks)

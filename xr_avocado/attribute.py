@@ -28,6 +28,7 @@ from xr_avocado.cube import (
     SIGNAL,
     CubeError,
     Experiment,
+    check_bins,
     check_cube,
     check_whole,
     genome_factors,
@@ -163,6 +164,7 @@ def _explained(
     steps = check_whole("steps", steps)
     if not tolerance > 0:
         raise ValueError(f"tolerance is a fraction of the range, above 0; got {tolerance!r}")
+    check_bins(ds, "take apart")
     labels = [[x] if isinstance(x, str) else list(dict.fromkeys(map(str, x))) for x in (celltype, assay)]
     kind = _Context if of == "context" else _Factors
     ds = _as_imputed(ds, labels) if of == "context" or config.average else ds
@@ -402,7 +404,9 @@ def attribution_by_peaks(
     known = [c for c in called.celltypes(assay) if c in ds[CELLTYPE].values]
     if not known:
         raise CubeError(f"no cell type of this cube has peaks of {assay!r}; give them as peaks=")
-    wanted = known if celltype is None else [celltype] if isinstance(celltype, str) else list(celltype)
+    wanted = known if celltype is None else ds[CELLTYPE].values[label_rows(ds, CELLTYPE, celltype)].tolist()
+    if not wanted:
+        raise CubeError(f"celltype is empty: name one of those with peaks of {assay!r}, or leave it out")
     if missing := [c for c in wanted if c not in known]:
         raise CubeError(f"{missing[0]} has no peaks of {assay!r}: they say where it has one and where not")
     blocks, seed = check_whole("blocks", blocks), check_whole("seed", seed, least=0)

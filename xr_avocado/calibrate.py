@@ -17,11 +17,13 @@ from xr_avocado.cube import (
     ERROR_PROBABILITY,
     ERROR_QUANTILES,
     ERROR_RMS,
+    ERRORS,
     FITTED,
     POSITION,
     SIGNAL,
     CubeError,
     Experiment,
+    check_bins,
     check_cube,
     check_number,
     check_whole,
@@ -127,7 +129,7 @@ def held_out(
     from xr_avocado.model.held_out import predict_held_out
     from xr_avocado.model.training import device_named
 
-    check_cube(ds, SIGNAL)
+    check_bins(check_cube(ds, SIGNAL), "calibrate on")
     if FITTED not in ds.attrs or CONTEXT not in ds:
         raise CubeError(
             "calibrate needs a fitted cube whose model has a context term (the default of .avocado.fit(), without preset): "
@@ -178,7 +180,9 @@ def with_errors(ds: xr.Dataset, found: HeldOut) -> xr.Dataset:
     quantiles = {"long_name": "quantiles of truth less imputed in held-out tracks, in error units", **about}
     rms = {"long_name": "root mean square of truth less imputed in held-out tracks, in error units"}
     share = {"long_name": "share of held-out truth at its lowest value"}
-    return ds.assign(
+    # Of what an earlier call found: at other levels, it would not go beside this.
+    bare = ds.drop_vars([*ERRORS, ERROR_LEVEL, ERROR_PROBABILITY], errors="ignore")
+    return bare.assign(
         {
             ERROR_QUANTILES: ((*by_level, ERROR_PROBABILITY), table.quantiles.astype(np.float32), quantiles),
             ERROR_RMS: (by_level, table.rms.astype(np.float32), rms),

@@ -120,6 +120,12 @@ def check_cube(ds: xr.Dataset, *needs: Hashable) -> xr.Dataset:
     return ds
 
 
+def check_bins(ds: xr.Dataset, to: str) -> None:
+    """Raise where a cube has no bins; ``to`` says for what."""
+    if not ds.sizes[POSITION]:
+        raise CubeError(f"this cube has no bins to {to}; choose another region")
+
+
 _MADE_BY = {
     SIGNAL: "build it from bigWigs with xr_avocado.build_cube",
     IMPUTED: "add it with .avocado.impute()",

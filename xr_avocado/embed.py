@@ -25,6 +25,7 @@ from xr_avocado.cube import (
     POSITION,
     SIGNAL,
     CubeError,
+    check_bins,
     check_cube,
     genome_factors,
     position_dim,
@@ -152,6 +153,7 @@ def embed(
         return _labels_anndata(ds, axis)
     if as_ not in ("pyranges", "frame"):
         raise ValueError(f"as_ is 'pyranges' or 'frame'; got {as_!r}")
+    check_bins(ds, "embed")
     if agg is None and aggregates:
         agg = "mean"
     if agg is None:
@@ -350,6 +352,7 @@ def to_anndata(ds: xr.Dataset, by: str = POSITION, *, regions: Any = None) -> an
     layers = [name for name in (SIGNAL, IMPUTED) if name in ds]
     if not layers:
         raise CubeError("this cube has neither 'signal' nor 'imputed'; add the latter with .avocado.impute()")
+    check_bins(ds, "make a table of")
     here = ds if regions is None else select(ds, regions)
     rest = tuple(dim for dim in (CELLTYPE, ASSAY, POSITION) if dim != by)
     keep = _tracks_with_values(here) if by == POSITION else np.ones(np.prod([here.sizes[dim] for dim in rest]), bool)

@@ -37,6 +37,7 @@ from xr_avocado.cube import (
     CubeError,
     Experiment,
     as_experiments,
+    check_bins,
     check_cube,
     check_whole,
     experiments,
@@ -175,8 +176,7 @@ def fit(
     from xr_avocado.model.training import device_named
 
     check_cube(ds, SIGNAL)
-    if not ds.sizes[POSITION]:
-        raise CubeError("this cube has no bins to train on; choose another region")
+    check_bins(ds, "train on")
     seed = check_whole("seed", seed, least=0)
     chosen = device_named(device)
     held = validation_tracks(ds, validation, seed=seed)

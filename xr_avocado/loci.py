@@ -24,6 +24,7 @@ __all__ = ["RELATIONSHIPS", "Relationship", "relationships", "variable_loci"]
 PEAK = float(np.arcsinh(2))
 """A bin is called a peak above this arcsinh signal: -log10 p of 2."""
 REFERENCE = "observed"
+PLACES = ("promoter", "body")
 
 
 def variable_loci(
@@ -212,7 +213,7 @@ def relationships(
 
 def _comparisons(truth: xr.Dataset, pairs: Iterable[Relationship]) -> list[tuple[Relationship, Experiment, Experiment]]:
     there, found = experiments(truth), []
-    for pair in pairs:
+    for pair in _read_pairs(pairs):
         for celltype in dict.fromkeys(track.celltype for track in there):
             own = {track.assay.split("-")[0].split("_")[0]: track for track in there if track.celltype == celltype}
             if pair.first in own and pair.second in own:
@@ -220,6 +221,18 @@ def _comparisons(truth: xr.Dataset, pairs: Iterable[Relationship]) -> list[tuple
     if not found:
         raise CubeError("no cell type of the truth has both marks of a relationship; name your own with pairs=")
     return found
+
+
+def _read_pairs(pairs: Any) -> list[Relationship]:
+    read = []
+    for pair in pairs if isinstance(pairs, Iterable) else [pairs]:
+        if not isinstance(pair, tuple) or len(pair) != 5 or not {pair[1], pair[3]} <= set(PLACES):
+            raise CubeError(
+                "pairs are xr_avocado.loci.Relationship(first, first_place, second, second_place, expected), with places "
+                f"{' and '.join(map(repr, PLACES))}; got {pair!r}"
+            )
+        read.append(Relationship(*pair))
+    return read
 
 
 def _places(bins: GenomeBins, genes: pd.DataFrame) -> dict[str, Spans]:

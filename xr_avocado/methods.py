@@ -98,7 +98,7 @@ def _layer(ds: xr.Dataset, source: Any, pairs: list[Experiment]) -> xr.DataArray
         check_cube(ds, IMPUTED)
     if isinstance(source, str) and source in ds and set(ds[source].dims) == set(DIMS):
         return ds[source]
-    if Path(source).is_dir():
+    if isinstance(source, str | Path) and Path(source).is_dir():
         return read_folder(source, ds, tracks=pairs)
     raise ValueError(
         f"{str(source)!r} is neither a layer of this cube, nor a baseline ({', '.join(BASELINES)}), nor a folder of "

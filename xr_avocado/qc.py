@@ -27,6 +27,7 @@ from xr_avocado.cube import (
 from xr_avocado.impute import impute
 from xr_avocado.labels import assay_fit, own_fit, part_of, strangers, swaps
 from xr_avocado.linear import Panel, second_moments
+from xr_avocado.measures import gwcorr
 from xr_avocado.methods import in_space
 from xr_avocado.sample import VALUES, read_sample, sample_runs
 from xr_avocado.transforms import transform_named
@@ -270,7 +271,7 @@ def _model_fit(
         observed.append(standard[rows, first : first + head.stop - head.start])
         first += run.stop - run.start
     pairs = zip(np.concatenate(observed, 1), np.concatenate(imputed, 1), strict=True)
-    return [float(np.corrcoef(y, p)[0, 1]) if y.std() > 0 and p.std() > 0 else np.nan for y, p in pairs]
+    return [gwcorr(y, p) for y, p in pairs]
 
 
 def _flags(table: pd.DataFrame) -> pd.Series:

@@ -39,6 +39,7 @@ from xr_avocado.evaluate import evaluate
 from xr_avocado.fit import without_parameters
 from xr_avocado.impute import impute
 from xr_avocado.index import bins_of, select
+from xr_avocado.intervals import as_frame
 from xr_avocado.io.atomic import file_to_write, replacing
 from xr_avocado.methods import tracks_to_score
 from xr_avocado.qc import qc
@@ -139,6 +140,9 @@ def report(
         raise CubeError(f"scores is a frame as evaluate and cross_validate give it; got {what}")
     if not isinstance(regions, Iterable | None):
         raise CubeError(f"regions are strings such as 'chr1:1Mb-2Mb'; got {regions!r}")
+    if truth is not None:
+        check_cube(truth)
+    genes = None if genes is None else as_frame(genes)
     loci = [regions] if isinstance(regions, str) else None if regions is None else list(regions)
     for region in loci or []:
         select(ds, region)

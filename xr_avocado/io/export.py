@@ -25,6 +25,7 @@ from xr_avocado.cube import (
     CubeError,
     Experiment,
     as_experiments,
+    check_bins,
     check_cube,
     label_rows,
 )
@@ -118,6 +119,7 @@ def to_bigwig(
         raise CubeError(
             f"{variable!r} has the dims {', '.join(map(str, ds[variable].dims))}; tracks are celltype x assay x position"
         )
+    check_bins(ds, "write")
     bins = bins_of(ds)
     sizes = _sizes(ds, bins)
     check_axis(bins, sizes, source="attrs['chromsizes']")
