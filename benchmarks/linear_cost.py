@@ -29,7 +29,7 @@ CONFIG = Config(
 )
 POSITIONS = (100_000, 1_000_000, 10_000_000)
 TRACKS = (20, 200, 1_000)
-STEPS = 8
+STEPS = 16
 ROUNDS = 5
 
 
@@ -44,14 +44,14 @@ def panel_of(n_tracks: int, positions: int, device: torch.device) -> tuple[Panel
     return Panel(values, index // n_assays, index % n_assays).on(device), (n_tracks // n_assays + 1, n_assays)
 
 
-def seconds(call: Callable[[], int], device: torch.device) -> float:
-    """Seconds a sample of some steps: on the CPU its own time, whatever else the machine does."""
+def seconds(call: Callable[[], int], device: torch.device) -> tuple[float, int]:
+    """Seconds and samples of some steps: on the CPU its own time, whatever else the machine does."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     start = clock()
     samples = sum(call() for _ in range(STEPS))
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return (clock() - start) / samples
+    return clock() - start, samples
 
 
 def factor_step(panel: Panel, labels: tuple[int, int]) -> Callable[[], int]:
@@ -74,16 +74,20 @@ def context_step(panel: Panel, labels: tuple[int, int]) -> Callable[[], int]:
 
 
 def measured(panels: dict[str, tuple[Panel, tuple[int, int]]], device: torch.device) -> pd.DataFrame:
-    """Nanoseconds a sample of each panel and part, the median over rounds that take the panels in turn."""
+    """Nanoseconds a sample of each panel and part, over rounds that take the panels in turn.
+
+    Steps of the context term draw how many samples they see, and share what is read at a bin among them: what counts is time over samples
+    of all rounds together.
+    """
     parts = {"factors": factor_step, "context": context_step}
     rows = []
     for part, make in parts.items():
         steps = {name: make(*panel) for name, panel in panels.items()}
         for step in steps.values():
             seconds(step, device)
-        times = [{name: seconds(step, device) for name, step in steps.items()} for _ in range(ROUNDS)]
-        median = pd.DataFrame(times).median()
-        rows += [(name, part, 1e9 * median[name], median[name] / median.iloc[0]) for name in panels]
+        rounds = [{name: seconds(step, device) for name, step in steps.items()} for _ in range(ROUNDS)]
+        cost = {name: np.divide(*np.sum([r[name] for r in rounds], axis=0)) for name in panels}
+        rows += [(name, part, 1e9 * ns, ns / next(iter(cost.values()))) for name, ns in cost.items()]
     return pd.DataFrame(rows, columns=["panel", "part", "ns a sample", "ratio"])
 
 

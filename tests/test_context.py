@@ -266,7 +266,8 @@ def test_drawing_bins_with_signal_more_often_leaves_the_expected_loss_alone(trut
 
 
 def test_it_imputes_better_than_average_activity(truth: xr.Dataset, hidden: list) -> None:
-    config = {**FACTORS, "context_units": 16, "context_nodes": 48, "context_batch": 1024, "context_samples": 60_000}
+    sizes = {"context_units": 16, "context_nodes": 48, "context_batch": 1024, "context_members": 1}
+    config = {**FACTORS, **sizes, "context_samples": 60_000}
     held = truth.avocado.hold_out(hidden)
     full = held.avocado.fit(config=config, epochs=8, progress=False).avocado.impute(tracks=hidden)
     table = full.avocado.evaluate(truth, tracks=hidden, measures=["mse", "gwcorr"], progress=False)

@@ -11,7 +11,15 @@ from xr_avocado.cube import CubeError
 from xr_avocado.error_table import ErrorTable
 
 ERRORS = ("error_quantiles", "error_rms", "error_floor")
-QUICK = {"epochs": 1, "context_samples": 4_000, "context_members": 1, "nodes": 8, "genome_factors": (2, 2, 2)}
+QUICK = {
+    "epochs": 1,
+    "context_samples": 4_000,
+    "context_members": 1,
+    "context_units": 8,
+    "context_nodes": 32,
+    "nodes": 8,
+    "genome_factors": (2, 2, 2),
+}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from xr_avocado.genome import GenomeBins
 __all__ = ["HOW", "coarsen_array"]
 
 HOW = ("mean", "max", "min")
+PIECE = 1 << 17
+"""Bins at a time: beside the values, 36 bytes a bin of coordinates and weights."""
 
 
 def coarsen_array(values: Any, bins: GenomeBins, coarse: GenomeBins, *, axis: int, how: str) -> Any:
@@ -28,7 +31,7 @@ def coarsen_array(values: Any, bins: GenomeBins, coarse: GenomeBins, *, axis: in
         ``mean`` (each bin weighs as many bp as it covers), ``max`` or ``min``; all pass NaN over where a wider bin has a value.
     """
     if not hasattr(values, "dask"):
-        return _reduce(np.asarray(values), bins, axis, how, coarse.binsize)
+        return _reduce_pieces(np.asarray(values), bins, axis, how, coarse.binsize)
     import dask.array as da
 
     edges = _whole_bins(bins, coarse, np.cumsum((0, *values.chunks[axis])))
@@ -60,7 +63,16 @@ def _reduce_block(
     values: np.ndarray, bins: GenomeBins, axis: int, how: str, binsize: int, block_info: Any = None
 ) -> np.ndarray:
     first, last = block_info[0]["array-location"][axis]
-    return _reduce(values, bins[first:last], axis, how, binsize)
+    return _reduce_pieces(values, bins[first:last], axis, how, binsize)
+
+
+def _reduce_pieces(values: np.ndarray, bins: GenomeBins, axis: int, how: str, binsize: int) -> np.ndarray:
+    if len(bins) <= PIECE:
+        return _reduce(values, bins, axis, how, binsize)
+    coarse = bins.coarsen(binsize // bins.binsize)
+    edges = _whole_bins(bins, coarse, np.append(np.arange(0, len(bins), PIECE), len(bins)))
+    parts = [(slice(None),) * axis + (slice(*edge),) for edge in pairwise(edges.tolist())]
+    return np.concatenate([_reduce(values[at], bins[at[-1]], axis, how, binsize) for at in parts], axis)
 
 
 def _reduce(values: np.ndarray, bins: GenomeBins, axis: int, how: str, binsize: int) -> np.ndarray:

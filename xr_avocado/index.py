@@ -189,7 +189,7 @@ def coarsen(ds: xr.Dataset, factor: int, how: str = "mean") -> xr.Dataset:
     The new bins lie on the genome's own grid, inside each segment, and average what they cover by the bp covered, so that the
     partial bins at the ends of segments count as little as they are. Averaging is done on the values as they are stored, which
     are transformed: the mean of arcsinh values is not the arcsinh of the mean. NaN is passed over. Dask arrays stay lazy and are
-    worked on chunk by chunk.
+    worked on chunk by chunk: a thread holds one, what becomes of it, and some 5 MB.
 
     The factors of a fitted model belong to its bins, so a fitted cube comes back without its model; impute first, then coarsen.
 

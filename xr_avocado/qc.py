@@ -74,7 +74,7 @@ def qc(ds: xr.Dataset, *, progress: bool = True) -> pd.DataFrame:
 
     Works on at most 2 million bins, in 16 runs spread evenly over the axis, and on fewer where all tracks would not fit
     256 MB together: what happens elsewhere goes unseen. In less than some 10 Mb (1 Mb of simulated tracks) good tracks differ enough by
-    chance to be flagged. Holds that sample, and 32 bytes a bin of it. Judging labels takes a
+    chance to be flagged. Holds that sample, 32 bytes a bin of it, and under 50 MB. Judging labels takes a
     second for 20 tracks, a few for 50, and grows with the third power of their number.
 
     Parameters
@@ -247,7 +247,7 @@ def _fits(tracks: list[Experiment], standard: np.ndarray, rows: np.ndarray) -> p
 
 
 def _blocks(standard: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    step = max(1, (1 << 22) // len(rows))
+    step = max(1, (1 << 20) // len(rows))
     yield from (standard[rows, first : first + step] for first in range(0, standard.shape[1], step))
 
 
