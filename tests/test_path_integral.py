@@ -33,10 +33,11 @@ class Bends(Ways):
         return np.stack([np.zeros(self.n_ways), self.truth.sum(1)], 1)
 
 
-def test_a_bend_is_closed_in_on():
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_bend_is_closed_in_on(steps):
     ways = Bends(np.array([[0.7123], [0.25], [2.0]]), np.array([[8.0], [8.0], [8.0]]))
     ways.bends = np.minimum(ways.bends, 1)  # the last has none
-    parts = integrate(ways, ways.ends, steps=4, allowed=np.full(3, 4e-3))
+    parts = integrate(ways, ways.ends, steps=steps, allowed=np.full(3, 4e-3))
     np.testing.assert_allclose(parts, ways.truth, atol=4e-3)
     assert len(ways.points) <= 3 * 4 + 2 * 10, "as dense everywhere it would take a thousand"
 
