@@ -120,8 +120,9 @@ def predict_context(
     observed = torch.from_numpy(cells).to(device)
     own = np.isin(celltype * n_assays + assay, cells)
     step, together = _context_sizes(net)
-    groups = [(KnownTracks.predict, part) for part in _parts(np.flatnonzero(~own), together)]
-    for a in np.unique(assay[own]):
+    groups = []
+    for a in np.unique(assay):
+        groups += [(KnownTracks.predict, part) for part in _parts(np.flatnonzero(~own & (assay == a)), together)]
         groups += [(KnownTracks.predict_visible, part) for part in _parts(np.flatnonzero(own & (assay == a)), together)]
     labels = [tuple(torch.from_numpy(of[part]).to(device) for of in (celltype, assay)) for _, part in groups]
     out = torch.empty(len(rows[0]), len(celltype), device=device)
@@ -151,7 +152,8 @@ def _context_sizes(net: ContextEnsemble) -> tuple[int, int]:
     (n_celltypes, n_assays), scales, members = mean.shape, len(config.context_scales), len(net.members)
     most = CACHED if mean.device.type == "cpu" else ACTIVATIONS
     tracks = n_celltypes * n_assays * (4 * scales + members * config.context_units)
-    distances = n_celltypes * (members * config.context_nodes + 3 * n_celltypes * scales)
+    told = members * config.context_nodes * (n_assays if config.context_apart else 1)
+    distances = n_celltypes * (told + 3 * n_celltypes * scales)
     others = n_celltypes * (config.context_units + 2 * config.context_nodes + 6 * scales)
     target = others + 4 * config.context_nodes + n_assays * (3 * scales + 2)
     step = max(1, most // (tracks + distances + TOGETHER * target))
