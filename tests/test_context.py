@@ -54,6 +54,12 @@ def fitted(truth: xr.Dataset, hidden: list) -> xr.Dataset:
     return truth.avocado.hold_out(hidden).avocado.fit(config=QUICK | FACTORS, epochs=2, progress=False)
 
 
+@pytest.fixture(scope="module")
+def whole(fitted: xr.Dataset) -> xr.DataArray:
+    """What is imputed for all pairs and positions."""
+    return fitted.avocado.impute().imputed.compute()
+
+
 def sampler_of(ds: xr.Dataset, config: Config = TINY) -> tuple[ContextSampler, Layout]:
     layout = Layout.of(ds.avocado.bins, config)
     panel = load_panel(ds, cube.experiments(ds), layout, config, torch.device("cpu"))
@@ -358,12 +364,13 @@ def test_no_track_is_read_for_its_own_imputation(fitted: xr.Dataset) -> None:
     assert not np.array_equal(before.sel(celltype="C2", assay="H3K4me3"), after.sel(celltype="C2", assay="H3K4me3"))
 
 
-def test_results_do_not_depend_on_how_positions_are_cut(fitted: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_how_positions_are_cut(
+    fitted: xr.Dataset, whole: xr.DataArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import xr_avocado.impute
     import xr_avocado.predictors
     from xr_avocado.model import prediction
 
-    whole = fitted.avocado.impute().imputed.values
     rows = fitted.avocado.bins.rows("chr1", 77_001, 91_000)
     part = fitted.avocado.impute().avocado.sel("chr1:77,001-91,000").imputed
     np.testing.assert_allclose(part, whole[..., rows], atol=1e-5)
@@ -382,12 +389,12 @@ def test_gaps_in_a_track_are_not_read(truth: xr.Dataset) -> None:
     assert np.isfinite(model.avocado.impute().imputed.values).all()
 
 
-def test_a_store_gives_the_same_imputation(fitted: xr.Dataset, tmp_path) -> None:
+def test_a_store_gives_the_same_imputation(fitted: xr.Dataset, whole: xr.DataArray, tmp_path) -> None:
     import xr_avocado as xa
 
     fitted.avocado.to_zarr(tmp_path / "model.zarr", progress=False)
     again = xa.open_cube(tmp_path / "model.zarr")
-    np.testing.assert_allclose(again.avocado.impute().imputed, fitted.avocado.impute().imputed, atol=2e-2)
+    np.testing.assert_allclose(again.avocado.impute().imputed, whole, atol=2e-2)
 
 
 def test_the_same_seed_gives_the_same_context_term(truth: xr.Dataset, fitted: xr.Dataset, hidden: list) -> None:
@@ -403,8 +410,7 @@ def test_an_assay_seen_once_and_a_cell_type_never_seen(truth: xr.Dataset) -> Non
     assert np.isfinite(model.avocado.impute().imputed.values).all()
 
 
-def test_labels_in_another_order_give_the_same_imputation(fitted: xr.Dataset) -> None:
-    whole = fitted.avocado.impute().imputed
+def test_labels_in_another_order_give_the_same_imputation(fitted: xr.Dataset, whole: xr.DataArray) -> None:
     turned = fitted.isel(celltype=[3, 0, 4, 2, 1], assay=[1, 3, 0, 2]).avocado.impute().imputed
     np.testing.assert_allclose(turned, whole.sel(celltype=turned.celltype, assay=turned.assay), atol=1e-5)
 
@@ -494,7 +500,7 @@ def counted(fitted: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> tuple[xr.Dat
 
 @pytest.mark.parametrize("how", ["to_zarr", "to_bigwig", "in groups"])
 def test_a_chunk_of_the_observed_tracks_is_read_once_for_all_that_is_imputed(
-    counted: tuple[xr.Dataset, Counter], fitted: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    counted: tuple[xr.Dataset, Counter], whole: xr.DataArray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     cube, reads = counted
     if how == "in groups":
@@ -507,15 +513,15 @@ def test_a_chunk_of_the_observed_tracks_is_read_once_for_all_that_is_imputed(
             stored = full.drop_vars("signal").avocado.to_zarr(
                 tmp_path / "full.zarr", precision="float32", progress=False
             )
-            np.testing.assert_allclose(stored.imputed, fitted.avocado.impute().imputed, atol=1e-5)
+            np.testing.assert_allclose(stored.imputed, whole, atol=1e-5)
     tracks = np.argwhere(cube.observed.values)
     assert reads == {(c, a, chunk): 1 for c, a in tracks.tolist() for chunk in range(7)}
 
 
-def test_threads_read_the_tracks_that_are_there(counted: tuple[xr.Dataset, Counter], fitted: xr.Dataset) -> None:
+def test_threads_read_the_tracks_that_are_there(counted: tuple[xr.Dataset, Counter], whole: xr.DataArray) -> None:
     cube, _ = counted
     with dask.config.set(scheduler="threads", num_workers=8):
-        np.testing.assert_allclose(cube.avocado.impute().imputed, fitted.avocado.impute().imputed, atol=1e-5)
+        np.testing.assert_allclose(cube.avocado.impute().imputed, whole, atol=1e-5)
 
 
 def test_a_small_region_reads_no_more(counted: tuple[xr.Dataset, Counter], monkeypatch: pytest.MonkeyPatch) -> None:

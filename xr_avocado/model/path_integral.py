@@ -58,7 +58,9 @@ def integrate(ways: Ways, ends: np.ndarray, *, steps: int, allowed: np.ndarray) 
     way, start = np.repeat(every, steps), np.tile(edges, ways.n_ways)
     left = np.repeat(ends[:, :1], steps, axis=1)
     if np.isfinite(allowed).any():
-        left[:, 1:] = ways.values(np.repeat(every, steps - 1), np.tile(edges[1:], ways.n_ways)).reshape(ways.n_ways, steps - 1)
+        left[:, 1:] = ways.values(np.repeat(every, steps - 1), np.tile(edges[1:], ways.n_ways)).reshape(
+            ways.n_ways, steps - 1
+        )
     right = np.concatenate([left[:, 1:], ends[:, 1:]], axis=1)
     known = _Stretches.of(ways, way, start, np.full(len(way), 1 / steps), left.ravel(), right.ravel())
     while (bent := known.bent(allowed)).any():
