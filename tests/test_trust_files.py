@@ -285,7 +285,7 @@ def test_a_file_that_ends_its_reader_costs_no_other_track(tmp_path, monkeypatch)
             build_cube(sheet_of(*paths), tmp_path / "cube.zarr", genome=SIZES, n_jobs=2, progress=False)
     for says in (
         "crash1.bw): the process that read it ended by SIGSEGV: the file is most likely damaged",
-        "hang2.bw): the process that read it did nothing for 15 s and was ended",
+        f"hang2.bw): the process that read it did nothing for {workers.PATIENCE:,.0f} s and was ended",
         "memory3.bw): MemoryError: no room for 1 TB",
         "broken4.bw cannot be read at byte",
         "crash5.bw): the process that read it ended by SIGSEGV",
