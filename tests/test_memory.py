@@ -77,9 +77,8 @@ with dask.config.set(scheduler="threads", num_workers=2):
 print(json.dumps(grown))
 """
 TRACKS, BINS = 9, 2_000_000
-LAYER = 4 * TRACKS * BINS
 FIXED = 48e6
-"""Bytes that do not grow with the layer: in each of two threads a chunk, what it is computed from, and a decoded chunk of the store."""
+"""Bytes that do not grow with the layer, which takes 72e6: in each of two threads a chunk, what it is computed from, and a decoded chunk of the store."""
 SAMPLE = (1 << 21) // 8
 
 ABOVE_FIXED = {
