@@ -264,11 +264,10 @@ class KnownTracks:
         self.told = [member.told(self.tracks, units) for member, units in zip(self.members, self.units, strict=True)]
 
     def predict(self, celltype: Tensor, assay: Tensor) -> Tensor:
-        """Predict targets that are not visible (bins x k): bins x k. What is known is read once for targets of one assay."""
+        """Predict targets that are not visible (bins x k): bins x k."""
         shown = self.tracks.shown(celltype, assay)
-        apart = assay[:, :1] if bool((assay == assay[:, :1]).all()) else assay
         parts = [
-            member.read_shown(shown, member.known(self.tracks, told, apart), of_assay(units, assay))
+            member.read_shown(shown, member.known(self.tracks, told, assay), of_assay(units, assay))
             for member, units, told in zip(self.members, self.units, self.told, strict=True)
         ]
         return torch.stack(parts).mean((0, 1))

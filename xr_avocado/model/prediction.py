@@ -120,9 +120,8 @@ def predict_context(
     observed = torch.from_numpy(cells).to(device)
     own = np.isin(celltype * n_assays + assay, cells)
     step, together = _context_sizes(net)
-    groups = []
-    for a in np.unique(assay):
-        groups += [(KnownTracks.predict, part) for part in _parts(np.flatnonzero(~own & (assay == a)), together)]
+    groups = [(KnownTracks.predict, part) for part in _parts(np.flatnonzero(~own), together)]
+    for a in np.unique(assay[own]):
         groups += [(KnownTracks.predict_visible, part) for part in _parts(np.flatnonzero(own & (assay == a)), together)]
     labels = [tuple(torch.from_numpy(of[part]).to(device) for of in (celltype, assay)) for _, part in groups]
     out = torch.empty(len(rows[0]), len(celltype), device=device)
