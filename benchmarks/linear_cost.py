@@ -3,8 +3,7 @@
 ``python benchmarks/linear_cost.py [--device cpu] [--json FILE]`` trains on simulated panels, a fixed number of steps on each, in turn and
 several times over, and prints the time of a sample (position x track) as a ratio to that on the smallest panel, for the factors and for the
 context term. The panels of 10^5 to 10^7 positions have 4 tracks (10^7: 80 MB of signal, 1.2 GB of factors and moments), those of
-20 to 1,000 tracks 50,000 positions. The factors' model is the same on all; the context term's is what `fit` chooses for a panel of that many
-tracks (`context_apart`). What is flat within 20 % grows linearly.
+20 to 1,000 tracks 50,000 positions. The model is the same on all. What is flat within 20 % grows linearly.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import pandas as pd
 import torch
 from figures import about, row, write
 
-from xr_avocado.model.config import Config, config_for
+from xr_avocado.model.config import Config
 from xr_avocado.model.context_training import _Run
 from xr_avocado.model.sampling import Panel, batches
 from xr_avocado.model.training import Trainer
@@ -71,8 +70,7 @@ def factor_step(panel: Panel, labels: tuple[int, int]) -> Callable[[], int]:
 
 
 def context_step(panel: Panel, labels: tuple[int, int]) -> Callable[[], int]:
-    config = CONFIG.updated({"context_apart": config_for(len(panel.values)).context_apart})
-    return _Run(panel, config, labels, torch.Generator().manual_seed(0)).advance
+    return _Run(panel, CONFIG, labels, torch.Generator().manual_seed(0)).advance
 
 
 def measured(panels: dict[str, tuple[Panel, tuple[int, int]]], device: torch.device) -> pd.DataFrame:

@@ -300,7 +300,7 @@ def test_imputing_is_the_term_on_what_the_cube_shows(fitted: xr.Dataset, hidden:
         np.testing.assert_allclose(imputed[celltype, assay], expected, atol=1e-2)
 
 
-def ensemble(apart: bool, seed: int) -> tuple[ContextEnsemble, torch.Tensor, torch.Tensor]:
+def ensemble(seed: int) -> tuple[ContextEnsemble, torch.Tensor, torch.Tensor]:
     """Two networks with random parameters, and seven bins of four cell types, some tracks not visible."""
     random = torch.Generator().manual_seed(seed)
     signal = 3 * torch.randn(7, 4, 3, 3, generator=random)
@@ -308,17 +308,15 @@ def ensemble(apart: bool, seed: int) -> tuple[ContextEnsemble, torch.Tensor, tor
     # One that is alone in its column and in its row, and bins that lack the target.
     visible[0], visible[0, 2, 1] = 0, 1
     levels = Levels(np.ones((4, 3), np.float32), np.full((4, 3), 2.0, np.float32))
-    config = TINY.updated({"context_apart": apart})
-    net = ContextEnsemble([ContextNet(config, levels, generator=random) for _ in range(2)]).eval()
+    net = ContextEnsemble([ContextNet(TINY, levels, generator=random) for _ in range(2)]).eval()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=random)
     return net, signal, visible
 
 
-@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_track_left_out_is_a_track_that_was_not_there(apart: bool, seed: int) -> None:
-    net, signal, visible = ensemble(apart, seed)
+def test_a_track_left_out_is_a_track_that_was_not_there(seed: int) -> None:
+    net, signal, visible = ensemble(seed)
     for assay in range(3):
         celltype, of_assay = torch.arange(4).expand(7, -1), torch.full((7, 4), assay)
         with torch.inference_mode():
@@ -330,9 +328,8 @@ def test_a_track_left_out_is_a_track_that_was_not_there(apart: bool, seed: int) 
             torch.testing.assert_close(got[:, [c]], expected.detach(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_targets_of_many_assays_at_once_are_predicted_as_one_by_one(apart: bool) -> None:
-    net, signal, visible = ensemble(apart, 2)
+def test_targets_of_many_assays_at_once_are_predicted_as_one_by_one() -> None:
+    net, signal, visible = ensemble(2)
     celltype, assay = torch.tensor([0, 1, 1, 3]).expand(7, -1), torch.tensor([1, 0, 2, 2]).expand(7, -1)
     visible[:, celltype[0], assay[0]] = 0
     known = KnownTracks(net, signal, visible)
@@ -340,19 +337,6 @@ def test_targets_of_many_assays_at_once_are_predicted_as_one_by_one(apart: bool)
         together = known.predict(celltype, assay)
         one_by_one = [known.predict(celltype[:, [k]], assay[:, [k]]) for k in range(4)]
     torch.testing.assert_close(together, torch.cat(one_by_one, 1), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("apart", [False, True])
-def test_cell_types_are_compared_without_the_assay_asked_for(apart: bool) -> None:
-    net, signal, visible = ensemble(apart, 3)
-    visible[:], other = 1, signal.clone()
-    other[:, 1, 1] += 5
-    before, after = (KnownTracks(net, tracks, visible) for tracks in (signal, other))
-    for assay in (1, 2):
-        of = torch.full((7, 1), assay)
-        for m, x, y in zip(net.members, before.told, after.told, strict=True):
-            known = m.known(before.tracks, x, of), m.known(after.tracks, y, of)
-            assert torch.equal(*known) == (apart and assay == 1), "the track that changed is of assay 1"
 
 
 def test_no_track_is_read_for_its_own_imputation(fitted: xr.Dataset) -> None:

@@ -58,9 +58,6 @@ class Config:
         Largest share of the tracks hidden at a bin, and how many of these are predicted, at most.
     context_members
         Networks trained one after the other, from initial values and draws of their own; their mean is the prediction.
-    context_apart
-        Whether cell types are compared without their tracks of the assay asked for, which of the target is not known. Of many assays one
-        matters little, and a step takes twice as long.
     context_celltypes
         Cell types that a step reads, at most; prediction reads all.
     context_dropout
@@ -101,15 +98,14 @@ class Config:
     context_nodes: int = 128
     context_heads: int = 4
     context_assay_factors: int = 16
-    context_members: int = 4
+    context_members: int = 3
     context_samples: int = 150_000
     context_batch: int = 512
     context_mask: float = 0.1
     context_targets: int = 16
-    context_apart: bool = False
     context_celltypes: int = 16
     context_dropout: float = 0.4
-    context_stretch: float = 1.1
+    context_stretch: float = 1.15
     context_focus: float = 0.7
     context_learning_rate: float = 2e-3
     context_decay: float = 1e-3
@@ -223,9 +219,7 @@ PRESETS: Mapping[str, Config] = {
 def config_for(n_experiments: int) -> Config:
     """Choose sizes for a panel: small panels cannot feed the paper's network, and over-fit its genome factors."""
     if n_experiments < 60:
-        return Config(
-            celltype_factors=16, assay_factors=16, genome_factors=(8, 16, 24), layers=2, nodes=64, context_apart=True
-        )
+        return Config(celltype_factors=16, assay_factors=16, genome_factors=(8, 16, 24), layers=2, nodes=64)
     if n_experiments < 400:
         return Config(celltype_factors=32, assay_factors=32, genome_factors=(16, 24, 32), layers=2, nodes=256)
     return Config()

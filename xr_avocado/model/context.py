@@ -25,8 +25,8 @@ class ContextNet(nn.Module):
 
     Every track is measured in its own standard deviations from its own mean (``Levels``). For a target (cell type c, assay a) at a bin
     the correction reads three things: what else is known of c there (its other assays, a slot each); each other cell type d that has
-    the assay, by what is known of d and of c (with `context_apart`: by the others than a) and by the track itself; and the mean of every assay
-    over the other cell types. The target itself is never among what is read. Cost a bin: what is known of each cell type is read once for all targets.
+    the assay, by what is known of d, of c and of the track itself; and the mean of every assay over the other cell types. The
+    target itself is never among what is read. Cost a bin: what is known of each cell type is read once for all targets.
 
     Two readers correct, and the mean of both is the prediction. One compares cell types, by what it has learnt to read in their tracks.
     The other sees a plain table: c's own tracks, how they differ from the others' mean, and of the assay the mean, highest, lowest, and means
@@ -107,8 +107,7 @@ class ContextNet(nn.Module):
         tracks = Tracks.of(signal, visible, self.mean[rows], self.spread[rows])
         shown = tracks.shown(celltype, assay)
         units = self.units(tracks)
-        known = self.known(tracks, self.told(tracks, units), assay)
-        return self.read_shown(shown, known, of_assay(units, assay))
+        return self.read_shown(shown, functional.relu(self.known(tracks, units)), of_assay(units, assay))
 
     def read_shown(self, shown: Shown, known: Tensor, units: Tensor) -> Tensor:
         """Predict with each reader by itself: readers x bins x k.
@@ -118,12 +117,12 @@ class ContextNet(nn.Module):
         shown
             The targets.
         known
-            What is known of each cell type for each target, or for all alike: bins x (k or 1) x cell types x nodes.
+            What is known of each cell type: bins x cell types x nodes, or of each for each target, bins x k x cell types x nodes.
         units
             The tracks of each target's assay, as read: bins x k x cell types x units.
         """
         name, others = self.assay[shown.assay], shown.others
-        compared = self._by_comparison(shown, known, units)
+        compared = self._by_comparison(shown, known if known.ndim == 4 else known[:, None], units)
         table = torch.cat([*shown.table, shown.average, others], -1)
         read = [
             self._head(self.hidden, self.out, [*compared, shown.average, name, functional.relu(self.others(others))]),
@@ -142,45 +141,31 @@ class ContextNet(nn.Module):
         bias = (self.read_bias + self.read_levels.bias)[:, None]
         return torch.cat([self.read, bias, self.read_levels.weight.T.expand(len(bias), -1, -1)], 1)
 
-    def told(self, tracks: Tracks, units: Tensor) -> Tensor:
-        """What the tracks of each cell type tell, each assay's apart or their sum: bins x (assays or 1) x cell types x nodes."""
-        if not self.config.context_apart:
-            return (units.flatten(2) @ self.slot + tracks.visible @ self.slot_seen)[:, None]
-        read = torch.cat([units, tracks.visible[..., None]], -1)
-        slot = torch.cat([self.slot.unflatten(0, (-1, units.shape[-1])), self.slot_seen[:, None]], 1)
-        return torch.einsum("pcaf,afn->pacn", read, slot)
+    def known(self, tracks: Tracks, units: Tensor) -> Tensor:
+        """Read all tracks of each cell type together, before the ReLU: bins x cell types x nodes."""
+        visible = tracks.visible
+        weight = 2 / visible.sum(2, keepdim=True).clamp(min=1)
+        return weight * (units.flatten(2) @ self.slot + visible @ self.slot_seen) + self.slot_bias
 
-    def known(self, tracks: Tracks, told: Tensor, assay: Tensor) -> Tensor:
-        """What is known of each cell type for each target (assay: bins x k): bins x (k or 1) x cell types x nodes.
-
-        With `context_apart`, by its tracks of the other assays: a cell type is compared with the target's by what is known of both, and the
-        target's own track is not.
-        """
-        count = tracks.visible.sum(2)[:, None]
-        if self.config.context_apart:
-            others = 1 - functional.one_hot(assay, told.shape[1]).to(told.dtype)
-            told = (others @ told.flatten(2)).unflatten(2, told.shape[2:])
-            count = count - of_assay(tracks.visible, assay)
-        return functional.relu(told * (2 / count.clamp(min=1))[..., None] + self.slot_bias)
-
-    def known_without(self, tracks: Tracks, units: Tensor, told: Tensor, shown: Shown) -> tuple[Tensor, Tensor]:
+    def known_without(self, tracks: Tracks, units: Tensor, shown: Shown) -> tuple[Tensor, Tensor]:
         """What is known, and the units of the assay, if each target was not read; targets (bins x k) are of one assay.
 
-        The assay's tracks differ from another mean then, and the target's cell type has a track less. No rounding depends on a target's own track.
+        Two things change: the assay's tracks differ from another mean, and the target's cell type has a track less. What the other assays tell
+        is summed once for all targets, so that no rounding depends on a target's own track.
         """
-        assay = int(shown.assay[0, 0])
-        reading = self._reading()[assay].split([self.read.shape[1], tracks.levels.shape[-1]])
-        after = functional.relu_(differing_in(shown) @ reading[0] + tracks.levels[:, assay] @ reading[1])
-        if self.config.context_apart:
-            return self.known(tracks, told, shown.assay[:, :1]), after
-        bins, own = torch.arange(len(units), device=units.device)[:, None], shown.celltype
+        bins, assay, own = (
+            torch.arange(len(units), device=units.device)[:, None],
+            int(shown.assay[0, 0]),
+            shown.celltype,
+        )
         visible, slot = tracks.visible.clone(), self.slot.unflatten(0, (-1, units.shape[-1])).clone()
-        visible[:, :, assay], slot_of_assay, slot[assay] = 0, slot[assay].clone(), 0
-        # What the other assays tell is summed once for all targets.
+        visible[:, :, assay], of_assay, slot[assay] = 0, slot[assay].clone(), 0
         rest = units.flatten(2) @ slot.flatten(0, 1) + visible @ self.slot_seen
         here, count = tracks.visible[:, :, assay, None], tracks.visible.sum(2, keepdim=True)
         weight = 2 / count.clamp(min=1)
-        known = (after * (here * weight)[:, None]) @ slot_of_assay
+        reading = self._reading()[assay].split([self.read.shape[1], tracks.levels.shape[-1]])
+        after = functional.relu_(differing_in(shown) @ reading[0] + tracks.levels[:, assay] @ reading[1])
+        known = (after * (here * weight)[:, None]) @ of_assay
         known += (weight * (rest + here * self.slot_seen[assay]) + self.slot_bias)[:, None]
         mine = 2 / (count - here).clamp(min=1)[bins, own] * rest[bins, own] + self.slot_bias
         known.scatter_(2, own[..., None, None].expand(*own.shape, 1, mine.shape[-1]), mine[:, :, None])
@@ -196,8 +181,8 @@ class ContextNet(nn.Module):
 
     def _by_comparison(self, shown: Shown, known: Tensor, units: Tensor) -> list[Tensor]:
         """What is known of each target's cell type, and what the others that have the assay tell of it."""
-        bins, of = (torch.arange(n, device=known.device) for n in shown.celltype.shape)
-        target = known[bins[:, None], of if known.shape[1] > 1 else 0, shown.celltype]
+        bins, of = (torch.arange(n, device=known.device) for n in known.shape[:2])
+        target = known[bins[:, None], of, shown.celltype]
         of_target = torch.cat([target, self.assay[shown.assay]], -1)
         weights, told = self._compare(of_target, known, units, shown.seen)
         share = shown.seen / shown.seen.sum(2, keepdim=True).clamp(min=1)
@@ -261,14 +246,14 @@ class KnownTracks:
         self.tracks = Tracks.of(signal, visible, net.first.mean, net.first.spread)
         self.members = [cast(ContextNet, member) for member in net.members]
         self.units = [member.units(self.tracks) for member in self.members]
-        self.told = [member.told(self.tracks, units) for member, units in zip(self.members, self.units, strict=True)]
+        self.known = [member.known(self.tracks, units) for member, units in zip(self.members, self.units, strict=True)]
 
     def predict(self, celltype: Tensor, assay: Tensor) -> Tensor:
         """Predict targets that are not visible (bins x k): bins x k."""
         shown = self.tracks.shown(celltype, assay)
         parts = [
-            member.read_shown(shown, member.known(self.tracks, told, assay), of_assay(units, assay))
-            for member, units, told in zip(self.members, self.units, self.told, strict=True)
+            member.read_shown(shown, functional.relu(known), of_assay(units, assay))
+            for member, units, known in zip(self.members, self.units, self.known, strict=True)
         ]
         return torch.stack(parts).mean((0, 1))
 
@@ -276,8 +261,8 @@ class KnownTracks:
         """Predict targets that are visible, all of one assay (bins x k), each as if it was not: bins x k."""
         shown = self.tracks.shown_without(celltype, assay)
         parts = [
-            member.read_shown(shown, *member.known_without(self.tracks, units, told, shown))
-            for member, units, told in zip(self.members, self.units, self.told, strict=True)
+            member.read_shown(shown, *member.known_without(self.tracks, units, shown))
+            for member, units in zip(self.members, self.units, strict=True)
         ]
         return torch.stack(parts).mean((0, 1))
 

@@ -151,8 +151,7 @@ def _context_sizes(net: ContextEnsemble) -> tuple[int, int]:
     (n_celltypes, n_assays), scales, members = mean.shape, len(config.context_scales), len(net.members)
     most = CACHED if mean.device.type == "cpu" else ACTIVATIONS
     tracks = n_celltypes * n_assays * (4 * scales + members * config.context_units)
-    told = members * config.context_nodes * (n_assays if config.context_apart else 1)
-    distances = n_celltypes * (told + 3 * n_celltypes * scales)
+    distances = n_celltypes * (members * config.context_nodes + 3 * n_celltypes * scales)
     others = n_celltypes * (config.context_units + 2 * config.context_nodes + 6 * scales)
     target = others + 4 * config.context_nodes + n_assays * (3 * scales + 2)
     step = max(1, most // (tracks + distances + TOGETHER * target))
