@@ -116,6 +116,7 @@ OF_ANOTHER_KIND = [
     verb("impute", model="model.zarr"),
     verb("attribute", "C1", "DNase", steps=0),
     verb("attribute", "C1", "DNase", steps="many"),
+    verb("attribute", "C1", "DNase", tolerance="tight"),
     verb("evaluate", "truth.zarr", **QUIET),
     verb("evaluate", tracks=7, **QUIET),
     verb("evaluate", bootstraps=-1, **QUIET),

@@ -30,6 +30,7 @@ from xr_avocado.cube import (
     Experiment,
     check_bins,
     check_cube,
+    check_number,
     check_whole,
     genome_factors,
     label_rows,
@@ -162,6 +163,8 @@ def _explained(
     if baseline not in (None, "zero", "mean"):
         raise ValueError(f"baseline is 'zero' or 'mean'; got {baseline!r}")
     steps = check_whole("steps", steps)
+    if tolerance != np.inf:
+        check_number("tolerance", tolerance)
     if not tolerance > 0:
         raise ValueError(f"tolerance is a fraction of the range, above 0; got {tolerance!r}")
     check_bins(ds, "take apart")

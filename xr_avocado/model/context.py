@@ -12,7 +12,7 @@ from torch.nn import functional
 from xr_avocado.model.config import Config
 from xr_avocado.model.halving import Halving
 from xr_avocado.model.levels import Levels
-from xr_avocado.model.shown import Shown, Tracks, arcsinh, differing_in, of_assay
+from xr_avocado.model.shown import Shown, Tracks, arcsinh, differing_in, of_assay, weight_of
 
 __all__ = ["ContextEnsemble", "ContextNet", "KnownTracks", "n_columns"]
 
@@ -144,7 +144,7 @@ class ContextNet(nn.Module):
     def known(self, tracks: Tracks, units: Tensor) -> Tensor:
         """Read all tracks of each cell type together, before the ReLU: bins x cell types x nodes."""
         visible = tracks.visible
-        weight = 2 / visible.sum(2, keepdim=True).clamp(min=1)
+        weight = weight_of(visible.sum(2, keepdim=True))
         return weight * (units.flatten(2) @ self.slot + visible @ self.slot_seen) + self.slot_bias
 
     def known_without(self, tracks: Tracks, units: Tensor, shown: Shown) -> tuple[Tensor, Tensor]:
@@ -162,12 +162,12 @@ class ContextNet(nn.Module):
         visible[:, :, assay], of_assay, slot[assay] = 0, slot[assay].clone(), 0
         rest = units.flatten(2) @ slot.flatten(0, 1) + visible @ self.slot_seen
         here, count = tracks.visible[:, :, assay, None], tracks.visible.sum(2, keepdim=True)
-        weight = 2 / count.clamp(min=1)
+        weight = weight_of(count)
         reading = self._reading()[assay].split([self.read.shape[1], tracks.levels.shape[-1]])
         after = functional.relu_(differing_in(shown) @ reading[0] + tracks.levels[:, assay] @ reading[1])
         known = (after * (here * weight)[:, None]) @ of_assay
         known += (weight * (rest + here * self.slot_seen[assay]) + self.slot_bias)[:, None]
-        mine = 2 / (count - here).clamp(min=1)[bins, own] * rest[bins, own] + self.slot_bias
+        mine = weight_of(count - here)[bins, own] * rest[bins, own] + self.slot_bias
         known.scatter_(2, own[..., None, None].expand(*own.shape, 1, mine.shape[-1]), mine[:, :, None])
         return functional.relu_(known), after
 

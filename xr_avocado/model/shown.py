@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Shown", "Tracks", "arcsinh", "differing_in", "of_assay", "share_of"]
+__all__ = ["Shown", "Tracks", "arcsinh", "differing_in", "of_assay", "share_of", "weight_of"]
 
 
 class Shown(NamedTuple):
@@ -146,6 +146,7 @@ class Tracks:
 def arcsinh(x: Tensor) -> Tensor:
     """Inverse hyperbolic sine, by functions that a processor computes several numbers at a time: six times as fast as torch's own."""
     if x.requires_grad:
+        # Those have a slope of 0 at 0, where arcsinh has 1.
         return x.asinh()
     size, square = x.abs(), x.square()
     return (size + square / (1 + (1 + square).sqrt())).log1p().copysign(x)
@@ -159,11 +160,16 @@ def of_assay(table: Tensor, assay: Tensor) -> Tensor:
 
 
 def share_of(visible: Tensor) -> Tensor:
-    """Weights of a cell type's tracks (bins x k x assays), which add up to 2, however many are visible.
+    """Weights of a cell type's tracks (bins x k x assays), which add up to 2, however many are visible."""
+    return visible * weight_of(visible.sum(2, keepdim=True))
+
+
+def weight_of(count: Tensor) -> Tensor:
+    """Weight of each of so many tracks of a cell type.
 
     At a pair that was never measured one more is known of the cell type than training could show: a sum would be larger than any it saw.
     """
-    return 2 * visible / visible.sum(2, keepdim=True).clamp(min=1)
+    return 2 / count.clamp(min=1)
 
 
 def _at(table: Tensor, assay: Tensor, value: Tensor | float) -> Tensor:
