@@ -7,6 +7,7 @@ same run: the rate of a large matrix product in bfloat16 (CUDA) or float32, and 
 train                     samples (position x track) a second of training at the paper's size, 25.2 MFLOP each
 train, panel on the host  the same where signal does not fit the device
 train, 8 tracks           the same with eight tracks a position: the first layer's genome term is shared
+stage 2                   samples a second of learning new positions, all else frozen, 16.8 MFLOP each; and minutes for the paper's 23 billion
 impute                    bins a second of imputing at the paper's size, 8.4 MFLOP each; and seconds for a genome's 121 million
 context                   samples a second of training the default model's context term
 ========================  =================================================================================
@@ -28,11 +29,15 @@ from engine import Stepper, imputation, panel_of, rate, training
 
 from xr_avocado.model.config import PRESETS, Config, config_for
 from xr_avocado.model.context_training import _Run
+from xr_avocado.model.extension import learn_blocks
+from xr_avocado.model.network import AvocadoNet
 from xr_avocado.model.sampling import Panel
 from xr_avocado.model.training import Trainer
 
 GENOME = 121_000_000
 """Bins of 25 bp in hg19."""
+SCHEDULE = 23e9
+"""Samples of the paper's stage 2: about 200 passes over the genome, a track a position."""
 
 
 def product_rate(device: torch.device, size: int) -> float:
@@ -56,6 +61,15 @@ def from_host(config: Config, device: torch.device) -> float:
     return step.samples * rate(step, device)
 
 
+def stage_2(config: Config, device: torch.device) -> float:
+    """Samples a second of learning the genome factors of new positions, over some passes, as a chromosome has."""
+    # As many on a GPU that drawing the first values, which is done once a chromosome, does not count.
+    panel, passes = panel_of(config, 200, device), 100 if device.type == "cuda" else 2
+    net = AvocadoNet(config, 6, 4).to(device)
+    samples = passes * panel.n_blocks * config.block * config.tracks_per_position
+    return samples * rate(lambda: learn_blocks(net, panel, epochs=passes), device)
+
+
 def context(config: Config, device: torch.device) -> float:
     """Samples a second of training the context term."""
     run = _Run(panel_of(config, 400, device), config, (6, 4), torch.Generator().manual_seed(0))
@@ -74,16 +88,18 @@ def figures(device: torch.device, *, tiny: bool) -> dict[str, Any]:
         "train samples/s": training(paper, device),
         "train, panel on the host samples/s": from_host(paper, device),
         "train, 8 tracks samples/s": training(shared, device),
+        "stage 2 samples/s": stage_2(paper, device),
         "impute bins/s": imputation(paper, device),
         "impute, bfloat16 bins/s": imputation(paper, device, narrow=True),
         "context samples/s": context(config_for(24).updated({"epochs": 1000}), device),
     }
     work = 2 * paper.nodes**2 * (paper.layers - 1)
-    for name, times in (("train", 3), ("train, 8 tracks", 3)):
+    for name, times in (("train", 3), ("train, 8 tracks", 3), ("stage 2", 2)):
         out[f"{name}: ratio to the product rate"] = times * work * out[f"{name} samples/s"] / flops
     out["impute: ratio to the product rate"] = work * out["impute bins/s"] / flops
     for name in ("impute", "impute, bfloat16"):
         out[f"{name}: seconds for a genome's track"] = GENOME / out[f"{name} bins/s"]
+    out["stage 2: minutes for the paper's schedule"] = SCHEDULE / out["stage 2 samples/s"] / 60
     if device.type == "cuda":
         out["peak device memory, GB"] = torch.cuda.max_memory_allocated(device) / 1e9
     return out

@@ -1,9 +1,15 @@
 """Whether the cost of training grows linearly: time a sample from 10^5 to 10^7 positions, and from 20 to 1,000 tracks.
 
 ``python benchmarks/linear_cost.py [--device cpu] [--json FILE]`` trains on simulated panels, a fixed number of steps on each, in turn and
-several times over, and prints the time of a sample (position x track) as a ratio to that on the smallest panel, for the factors and for the
-context term. The panels of 10^5 to 10^7 positions have 4 tracks (10^7: 80 MB of signal, 1.2 GB of factors and moments), those of
-20 to 1,000 tracks 50,000 positions. The model is the same on all. What is flat within 20 % grows linearly.
+several times over, and prints the time of a sample (position x track) as a ratio to that on the smallest panel of each axis, for the factors
+and for the context term. The model is the same on all. What is flat within 20 % grows linearly.
+
+==========  =======================================================================================================
+positions   10^5 to 10^7, of 4 tracks (10^7: 80 MB of signal, 1.2 GB of factors and moments)
+tracks      20 to 1,000, cell types and assays both more: 10 x 2, 25 x 8, 50 x 20; here and below 50,000 positions
+celltypes   20 to 1,000 tracks of 5 assays: 4 x 5, 40 x 5, 200 x 5
+assays      20 to 1,000 tracks of 10 cell types: 10 x 2, 10 x 20, 10 x 100
+==========  =======================================================================================================
 """
 
 from __future__ import annotations
@@ -28,20 +34,24 @@ CONFIG = Config(
     celltype_factors=16, assay_factors=16, genome_factors=(8, 16, 24), layers=2, nodes=64, tracks_per_position=4
 )
 POSITIONS = (100_000, 1_000_000, 10_000_000)
-TRACKS = (20, 200, 1_000)
+PANELS = {
+    "tracks": ((10, 2), (25, 8), (50, 20)),
+    "celltypes": ((4, 5), (40, 5), (200, 5)),
+    "assays": ((10, 2), (10, 20), (10, 100)),
+}
+"""Cell types and assays along each axis."""
 STEPS = 16
 ROUNDS = 5
 
 
-def panel_of(n_tracks: int, positions: int, device: torch.device) -> tuple[Panel, tuple[int, int]]:
-    """Noise with peaks; a tenth of the labels are assays."""
-    n_assays = max(2, round((n_tracks / 10) ** 0.5) * 2)
-    index = torch.arange(n_tracks)
+def panel_of(n_celltypes: int, n_assays: int, positions: int, device: torch.device) -> tuple[Panel, tuple[int, int]]:
+    """Noise with peaks, of every pair of cell type and assay; and how many there are of each."""
+    index = torch.arange(n_celltypes * n_assays)
     random = torch.Generator().manual_seed(0)
-    values = torch.empty(n_tracks, positions // CONFIG.block, CONFIG.block, dtype=torch.float16)
+    values = torch.empty(len(index), positions // CONFIG.block, CONFIG.block, dtype=torch.float16)
     for track in values:
         track.copy_(torch.randn(track.shape, generator=random).abs_())
-    return Panel(values, index // n_assays, index % n_assays).on(device), (n_tracks // n_assays + 1, n_assays)
+    return Panel(values, index // n_assays, index % n_assays).on(device), (n_celltypes, n_assays)
 
 
 def seconds(call: Callable[[], int], device: torch.device) -> tuple[float, int]:
@@ -97,22 +107,33 @@ def main() -> None:
     parser.add_argument(
         "--largest", type=float, default=1.0, help="share of the largest panels' size, for a quick look"
     )
-    parser.add_argument("--axes", nargs="+", default=["positions", "tracks"], choices=["positions", "tracks"])
+    axes = ["positions", *PANELS]
+    parser.add_argument("--axes", nargs="+", default=axes, choices=axes)
     parser.add_argument("--json", type=Path, help="write the figures here")
     a = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device(a.device)
-    panels = {
-        "positions": lambda: {f"{n:,} positions": panel_of(4, int(n * a.largest), device) for n in POSITIONS},
-        "tracks": lambda: {f"{n:,} tracks": panel_of(n, int(50_000 * a.largest), device) for n in TRACKS},
-    }
+
+    def panels(axis: str) -> dict[str, tuple[Panel, tuple[int, int]]]:
+        if axis == "positions":
+            return {f"{n:,} positions": panel_of(2, 2, int(n * a.largest), device) for n in POSITIONS}
+        positions = int(50_000 * a.largest)
+        return {f"{c * n:,} tracks ({c} x {n})": panel_of(c, n, positions, device) for c, n in PANELS[axis]}
+
     # Made one after the other, since the longest takes gigabytes.
-    table = pd.concat([measured(panels[axis](), device) for axis in a.axes], ignore_index=True)
+    table = pd.concat([measured(panels(axis), device).assign(axis=axis) for axis in a.axes], ignore_index=True)
     print(f"device {device}, one thread, torch {torch.__version__}, numpy {np.__version__}")
     print(table.round({"ns a sample": 0, "ratio": 2}).to_string(index=False))
     figures = [
-        row(f"{part}, {panel}", ns, "ns a sample", limit="the smallest panel's", ratio=ratio, goal="within 20 %")
-        for panel, part, ns, ratio in table.itertuples(index=False)
+        row(
+            f"{part}, {axis}, {panel}",
+            ns,
+            "ns a sample",
+            limit="the axis's smallest panel's",
+            ratio=ratio,
+            goal="within 20 %",
+        )
+        for panel, part, ns, ratio, axis in table.itertuples(index=False)
     ]
     write(a.json, "linear_cost", figures, about(a.device))
 
