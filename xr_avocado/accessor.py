@@ -11,6 +11,7 @@ import xarray as xr
 
 from xr_avocado import (
     attribute,
+    attribution_by_peaks,
     baselines,
     calibrate,
     cube,
@@ -114,7 +115,7 @@ class AvocadoAccessor:
     to_anndata = _verb(embed.to_anndata)
     embed = _verb(embed.embed)
     segment = _verb(segment.segment)
-    attribution_by_peaks = _verb(attribute.attribution_by_peaks)
+    attribution_by_peaks = _verb(attribution_by_peaks.attribution_by_peaks)
     attribute = _verb(attribute.attribute)
     qc = _verb(qc.qc)
     denormalize = _verb(normalize.denormalize)

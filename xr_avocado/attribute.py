@@ -1,4 +1,4 @@
-"""attribute: what a prediction is made of, by integrated gradients, and how that goes with peaks that cell types share."""
+"""attribute: what a prediction is made of, by integrated gradients."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import dask
 import dask.array as da
 import numpy as np
-import pandas as pd
 import xarray as xr
-from tqdm.auto import tqdm
 
-from xr_avocado.annotations import Peaks
-from xr_avocado.axis import every_row
 from xr_avocado.cube import (
     ASSAY,
     ASSAY_FACTORS,
@@ -27,7 +23,6 @@ from xr_avocado.cube import (
     POSITION,
     SIGNAL,
     CubeError,
-    Experiment,
     check_bins,
     check_cube,
     check_number,
@@ -37,15 +32,13 @@ from xr_avocado.cube import (
     position_dim,
 )
 from xr_avocado.generations import as_known_to, generations_of
-from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of, select
-from xr_avocado.pair import Spans
 from xr_avocado.predictors import ContextPredictor, FactorPredictor
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["attribute", "attribution_by_peaks"]
+__all__ = ["Explained", "Part", "attribute", "explain"]
 
 Part = Literal["factors", "context"]
 POSITIONS = 1 << 13
@@ -132,7 +125,7 @@ def attribute(
     >>> bool(abs(parts.completeness_error).max() < 1e-3 * parts.prediction.max())
     True
     """
-    explained = _explained(ds, celltype, assay, of, steps, tolerance, baseline, device)
+    explained = explain(ds, celltype, assay, of, steps, tolerance, baseline, device)
     here = select(ds[[name for name in (OBSERVED, SIGNAL) if name in ds]], region) if region is not None else ds
     bins = bins_of(ds)
     first, last = bins.overlaps(*bins_of(here).segments.to_numpy(object).T)
@@ -140,7 +133,7 @@ def attribute(
     return _labelled(ds, here, explained, explained.lazy(runs), (celltype, assay))
 
 
-def _explained(
+def explain(
     ds: xr.Dataset,
     celltype: Any,
     assay: Any,
@@ -149,7 +142,8 @@ def _explained(
     tolerance: float,
     baseline: str | None,
     device: Any,
-) -> _Explained:
+) -> Explained:
+    """Check what `attribute` takes, and prepare a part of the model and the tracks of it that are taken apart."""
     from xr_avocado.model.config import Config
     from xr_avocado.model.training import device_named
 
@@ -188,7 +182,7 @@ def _as_imputed(ds: xr.Dataset, labels: list[list[str]]) -> xr.Dataset:
 
 
 def _labelled(
-    ds: xr.Dataset, here: xr.Dataset, explained: _Explained, parts: da.Array, asked: tuple[Any, Any]
+    ds: xr.Dataset, here: xr.Dataset, explained: Explained, parts: da.Array, asked: tuple[Any, Any]
 ) -> xr.Dataset:
     """Name the parts, and put what was observed beside them."""
     celltypes, assays = explained.labels
@@ -207,7 +201,7 @@ def _labelled(
     return out.sel(chosen) if chosen else out
 
 
-class _Explained(ABC):
+class Explained(ABC):
     """A part of a model and the tracks of it that are taken apart; pickles as predictors do, without the network."""
 
     components: list[str]
@@ -247,7 +241,7 @@ class _Explained(ABC):
         return self.parts(rows).reshape(*(len(labels) for labels in self.labels), -1, rows.stop - rows.start)
 
 
-class _Factors(_Explained):
+class _Factors(Explained):
     """The network on the factors, and average activity where the model adds it."""
 
     predictor: FactorPredictor
@@ -288,7 +282,7 @@ class _Factors(_Explained):
         return np.insert(parts, len(self.components) - 1, average, axis=1)
 
 
-class _Context(_Explained):
+class _Context(Explained):
     """The context term: average activity, and a correction read from the other tracks."""
 
     predictor: ContextPredictor
@@ -335,127 +329,3 @@ class _Context(_Explained):
             steps=self.steps,
             tolerance=self.tolerance,
         )
-
-
-def attribution_by_peaks(
-    ds: xr.Dataset,
-    assay: str,
-    *,
-    peaks: Any,
-    celltype: str | Iterable[str] | None = None,
-    of: Part | None = None,
-    steps: int = 32,
-    baseline: Literal["zero", "mean"] | None = None,
-    blocks: int = 50,
-    seed: int = 0,
-    device: str | torch.device | None = None,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Average attributions by how many cell types share a peak, where a cell type has it and where it has not.
-
-    The systematic form of figure 5: a peak of all cell types can be foretold from the position alone, one of few only from the cell type
-    too. Bins under a peak of any cell type count, as in `variable_loci`, in a random draw of the 5-kbp blocks that hold one.
-
-    Memory: a block at a time.
-
-    Parameters
-    ----------
-    ds, of, steps, baseline, device
-        As in `attribute`; all bins have the same number of points, whose errors cancel in a mean.
-    assay
-        An assay.
-    peaks
-        Peaks called on observed tracks: a frame with the columns celltype and assay, or a mapping from ``(celltype,
-        assay)`` to a track's intervals.
-    celltype
-        The cell types whose predictions are taken apart; by default all that have peaks of the assay, which count in any case.
-    blocks
-        Blocks drawn, at most.
-    seed
-        Fixes the draw.
-    progress
-        Show a progress bar.
-
-    Returns
-    -------
-    A frame of assay, celltypes (with a peak at the bin), peak (bool: whether the cell type itself has it), component, bins (of all cell
-    types that have the component) and attribution (mean); prediction, baseline and, for a cube with signal, signal are among the components.
-
-    Raises
-    ------
-    CubeError
-        Where no cell type has peaks of the assay on this cube.
-
-    Examples
-    --------
-    >>> import pandas as pd, xr_avocado as xa
-    >>> fitted = xa.datasets.simulate(n_celltypes=4, n_assays=4).avocado.fit("small", epochs=1, progress=False)
-    >>> peaks = pd.DataFrame(
-    ...     {
-    ...         "chrom": "chr1",
-    ...         "start": [50_000, 51_000],
-    ...         "end": [52_000, 53_000],
-    ...         "celltype": ["C1", "C2"],
-    ...         "assay": "DNase",
-    ...     }
-    ... )
-    >>> table = fitted.avocado.attribution_by_peaks("DNase", peaks=peaks, steps=8, progress=False)
-    >>> table[table.component == "prediction"][["celltypes", "peak", "bins"]].values.tolist()
-    [[1, False, 80], [1, True, 80], [2, True, 80]]
-    """
-    called, bins = Peaks(peaks), bins_of(check_cube(ds))
-    known = [c for c in called.celltypes(assay) if c in ds[CELLTYPE].values]
-    if not known:
-        raise CubeError(f"no cell type of this cube has peaks of {assay!r}; give them as peaks=")
-    wanted = known if celltype is None else ds[CELLTYPE].values[label_rows(ds, CELLTYPE, celltype)].tolist()
-    if not wanted:
-        raise CubeError(f"celltype is empty: name one of those with peaks of {assay!r}, or leave it out")
-    if missing := [c for c in wanted if c not in known]:
-        raise CubeError(f"{missing[0]} has no peaks of {assay!r}: they say where it has one and where not")
-    blocks, seed = check_whole("blocks", blocks), check_whole("seed", seed, least=0)
-    explained = _explained(ds, wanted, [assay], of, steps, np.inf, baseline, device)
-    spans = {c: called.rows(bins, Experiment(c, assay)) for c in known}
-    names = [*explained.components, "prediction", "baseline", *([SIGNAL] if SIGNAL in ds else [])]
-    sums, counts = np.zeros((2, len(names), 2 * len(known) + 2))
-    for rows in tqdm(_drawn(bins, spans.values(), blocks, seed), desc="attribute", unit="block", disable=not progress):
-        cover = {c: spans[c].cover(rows) > 0 for c in known}
-        shared = np.sum(list(cover.values()), axis=0)
-        parts = list(explained.parts(rows))
-        if SIGNAL in ds:
-            own = ds[SIGNAL].sel({CELLTYPE: wanted, ASSAY: assay}).isel({POSITION: rows})
-            parts = [np.vstack([p, s]) for p, s in zip(parts, own.transpose(CELLTYPE, POSITION).values, strict=True)]
-        for c, values in zip(wanted, parts, strict=True):
-            group, size = 2 * shared + cover[c], sums.shape[1]
-            sums += [np.bincount(group, np.nan_to_num(v), minlength=size) for v in values]
-            # A cell type whose track was not observed has no signal to count.
-            counts += [np.bincount(group, ~np.isnan(v), minlength=size) for v in values]
-    return _by_peaks(assay, names, sums.reshape(len(names), -1, 2), counts.reshape(len(names), -1, 2))
-
-
-def _drawn(bins: GenomeBins, spans: Iterable[Spans], blocks: int, seed: int) -> list[slice]:
-    """Draw blocks of 200 bins (5 kbp of 25 bp) that hold a peak."""
-    wide = bins.coarsen(200)
-    held = np.unique(np.concatenate([_blocks_under(bins, wide, under) for under in spans]))
-    if not len(held):
-        raise CubeError("no peak lies on this cube: are the chromosomes named the same, and is it the same assembly?")
-    chosen = np.sort(np.random.default_rng(seed).permutation(held)[:blocks])
-    first, last = bins.overlaps(*wide.at(chosen))
-    return [slice(int(a), int(b)) for a, b in zip(first, last, strict=True)]
-
-
-def _blocks_under(bins: GenomeBins, wide: GenomeBins, spans: Spans) -> np.ndarray:
-    chrom, start, _ = bins.at(spans.first)
-    _, _, end = bins.at(spans.last - 1)
-    return every_row(*wide.overlaps(chrom, start, end))
-
-
-def _by_peaks(assay: str, names: list[str], sums: np.ndarray, counts: np.ndarray) -> pd.DataFrame:
-    with np.errstate(invalid="ignore"):
-        means = sums / counts
-    rows = [
-        (assay, k, bool(peak), name, int(counts[i, k, peak]), means[i, k, peak])
-        for k, peak in np.argwhere(counts[0] > 0).tolist()
-        if k
-        for i, name in enumerate(names)
-    ]
-    return pd.DataFrame(rows, columns=[ASSAY, "celltypes", "peak", COMPONENT, "bins", "attribution"])
