@@ -41,7 +41,7 @@ def test_marks_are_present_where_their_mean_reaches_the_threshold(tmp_path):
 def test_pieces_make_no_difference(simulated, tmp_path, monkeypatch):
     few = simulated.isel(celltype=[0, 3])
     whole = few.avocado.to_chromhmm(tmp_path / "a", variable="signal", progress=False)
-    monkeypatch.setattr("xr_avocado.io.chromhmm.PIECE", 7)
+    monkeypatch.setattr("xr_avocado.io.chromhmm.PIECE", 60)
     pieces = few.avocado.sel("chr2").avocado.to_chromhmm(tmp_path / "b", variable="signal", progress=False)
     assert whole[["celltype", "chrom"]].values.tolist() == [
         ["C1", "chr1"],

@@ -44,7 +44,9 @@ TRAINING_BINS = 1 << 20
 def average(ds: xr.Dataset, *, tracks: Iterable[Any] | None = None) -> xr.DataArray:
     """Average activity: at each bin, the mean of the same assay over the other cell types that have it.
 
-    Lazy: computing a piece reads that piece of the observed tracks of the assays in it, one track at a time.
+    Lazy: computing a piece reads that piece of the observed tracks of the assays in it, one track at a time. Memory while computing, a
+    thread: one dask chunk, at most 128 MB, three times over (the result, a copy of it, the tracks that are left out of their own mean), and a
+    decoded chunk of the store.
 
     Parameters
     ----------
@@ -80,7 +82,7 @@ def average(ds: xr.Dataset, *, tracks: Iterable[Any] | None = None) -> xr.DataAr
 def celltype_average(ds: xr.Dataset, *, tracks: Iterable[Any] | None = None) -> xr.DataArray:
     """Cell type average: at each bin, the mean of the same cell type over its other assays.
 
-    Parameters, errors and memory are those of `average`; NaN where the cell type has no other assay measured at that
+    Parameters and errors are those of `average`, and so is memory, with sums (16 bytes a bin of a chunk) for each cell type; NaN where the cell type has no other assay measured at that
     bin.
     """
     return _layer(ds, Means(ds, tracks, [(True, False, 1)]), "celltype_average")
@@ -90,7 +92,7 @@ def additive(ds: xr.Dataset, *, tracks: Iterable[Any] | None = None) -> xr.DataA
     """Additive model: at each bin, the assay's mean plus the cell type's mean less the mean of all tracks.
 
     All three means leave the predicted track out. Parameters and errors are those of `average`; computing a piece reads
-    that piece of all observed tracks, one at a time, and holds a sum for each cell type and assay in it.
+    that piece of all observed tracks, one at a time, and holds sums (16 bytes a bin of a chunk) for each cell type and assay in it.
     """
     return _layer(ds, Means(ds, tracks, [(False, True, 1), (True, False, 1), (False, False, -1)]), "additive")
 
@@ -110,7 +112,8 @@ def ridge(
     and track by track, so that an observed track takes no part in its own prediction. A NaN bin counts as 0.
 
     Lazy: the first piece that is computed learns the coefficients, from second moments gathered in one pass over the
-    training bins. It holds 4 million values of the observed tracks, or 16,384 bins of them all where that is more.
+    training bins. It holds 4 million values of the observed tracks at a time, or 16,384 bins of them all where that is more, 24 bytes
+    each (100 MB); each piece then what `average` does.
 
     Parameters
     ----------
@@ -202,7 +205,7 @@ def cp(
 def add_average(ds: xr.Dataset, *, tracks: Iterable[Any] | None = None) -> xr.Dataset:
     """Add average activity, the mean of each assay over the other cell types, as the lazy layer ``average``.
 
-    Memory while computing: the observed tracks of one assay on one dask chunk of positions.
+    Memory while computing: that of `xr_avocado.baselines.average`, three dask chunks of at most 128 MB a thread.
 
     Parameters
     ----------
@@ -285,17 +288,20 @@ class Means(TrackLayer):
         for c, a in np.argwhere(self.observed).tolist():
             groups = [group for group in self._groups(c, a) if group in sums]
             if groups:
-                counted = _value_and_count(self.track(c, a, rows))
+                track = self.track(c, a, rows)
+                counted = _value_and_count(track)
                 for group in groups:
                     sums[group] += counted
                 if (c, a) in wanted:
-                    own[c, a] = counted
-        out = np.zeros((len(pairs), n))
+                    own[c, a] = track
+        out = np.empty((len(pairs), n), np.float32)
         for k, (c, a) in enumerate(pairs.tolist()):
+            taken, mean = _value_and_count(own[c, a]) if (c, a) in own else 0.0, np.zeros(n)
             for group, (_, _, sign) in zip(self._groups(c, a), self.terms, strict=True):
-                total, count = sums[group] - own.get((c, a), 0.0)
-                out[k] += sign * np.divide(total, count, out=np.full(n, np.nan), where=count > 0)
-        return out.astype(np.float32)
+                total, count = sums[group] - taken
+                mean += sign * np.divide(total, count, out=np.full(n, np.nan), where=count > 0)
+            out[k] = mean
+        return out
 
     def _groups(self, celltype: int, assay: int) -> list[tuple[int, int]]:
         return [(celltype if same_c else -1, assay if same_a else -1) for same_c, same_a, _ in self.terms]

@@ -203,8 +203,8 @@ def experiments(ds: xr.Dataset) -> list[Experiment]:
 def hold_out(ds: xr.Dataset, tracks: Iterable[Any]) -> xr.Dataset:
     """Hide experiments, as if they had not been run: not ``observed``, their ``signal`` NaN.
 
-    The whole cube stays the truth to score against: ``ds.avocado.hold_out(tracks).avocado.fit().avocado.impute()``. Lazy; holds
-    nothing in memory.
+    The whole cube stays the truth to score against: ``ds.avocado.hold_out(tracks).avocado.fit().avocado.impute()``. Lazy where
+    the signal is; of signal in memory it makes a copy.
 
     Parameters
     ----------

@@ -115,7 +115,7 @@ def _with_factors(
 
     # Average activity reads the other tracks of the same assays.
     read = experiments(joined) if config.average else tracks
-    part = _some_positions(joined, bins, config, len(read))
+    part = _some_positions(joined, bins, config, len(tracks) + (len(read) if config.average else 0))
     layout = Layout.of(bins_of(part), config)
     panel = load_panel(part, tracks, layout, config, training.device)
     average = None
@@ -137,7 +137,9 @@ def _with_factors(
 def _some_positions(joined: xr.Dataset, bins: GenomeBins, config: Config, n_tracks: int) -> xr.Dataset:
     """Cut the cube to the positions that labels are learnt from: those given, or evenly spread stretches of these."""
     factors = sum(f / scale for f, scale in zip(config.genome_factors, config.scales, strict=True))
-    most = max(RUNS, int(MEMORY / (config.block * (2.2 * n_tracks + 4 * factors + 4))))
+    sums = 8 * joined.sizes[ASSAY] if config.average else 0
+    # Of the factors also what is read and what of it is used; of the bins what lays them out.
+    most = max(RUNS, int(MEMORY / (config.block * (2.2 * n_tracks + 12 * factors + sums + 48))))
     blocks = bins.coarsen(config.block)
     if len(blocks) > most:
         length = most // RUNS
@@ -157,9 +159,9 @@ def genome_tables(ds: xr.Dataset, layout: Layout, config: Config, device: torch.
         rows = rows_of_bins(bins_of(ds, dim), bins)
         values = ds[genome_factors(bins.binsize)].transpose(dim, ...)
         at = bins_of(ds, dim)[rows].rows_of(bins)
-        table = torch.zeros(layout.n_blocks * (config.block // scale), values.shape[1])
-        table[torch.from_numpy(slots)] = torch.from_numpy(np.array(values[rows].values, np.float32)[at])
-        tables.append(table.view(layout.n_blocks, config.block // scale, -1).to(device))
+        table = np.zeros((layout.n_blocks * (config.block // scale), values.shape[1]), np.float32)
+        table[slots] = values[rows].values[at]
+        tables.append(torch.from_numpy(table).view(layout.n_blocks, config.block // scale, -1).to(device))
     return tables
 
 

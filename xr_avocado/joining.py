@@ -89,13 +89,15 @@ def with_labels(ds: xr.Dataset, new: xr.Dataset, dim: str, labels: Sequence[str]
 
     Along the other labels and along the positions the result is that of ``ds``; the bins of ``new`` are some of its bins.
     """
-    rows = bins_of(ds).rows_of(bins_of(new))
+    bins_of(ds).check_covers(bins_of(new))
+    # Not row by row, which takes gigabytes of a genome.
+    runs = list(zip(*(ends.tolist() for ends in _overlaps(bins_of(ds), bins_of(new))), strict=True))
     new = new.sel({dim: list(labels)})
     joined: dict[Hashable, Any] = {}
     for name, variable in ds.variables.items():
         if dim in variable.dims and name != dim:
             shape = {d: len(labels) if d == dim else n for d, n in variable.sizes.items()}
-            part = _part(new, name, ds, dim, rows) if name in new.variables else _missing(variable, shape)
+            part = _part(new, name, ds, dim, runs) if name in new.variables else _missing(variable, shape)
             joined[name] = xr.Variable.concat([variable, part.transpose(*variable.dims)], dim)
             joined[name].attrs = variable.attrs
     names = np.array([*ds[dim].values.astype(str), *labels])
@@ -105,16 +107,16 @@ def with_labels(ds: xr.Dataset, new: xr.Dataset, dim: str, labels: Sequence[str]
     return out[list(ds.data_vars)]
 
 
-def _part(new: xr.Dataset, name: Hashable, ds: xr.Dataset, dim: str, rows: np.ndarray) -> xr.Variable:
+def _part(new: xr.Dataset, name: Hashable, ds: xr.Dataset, dim: str, runs: list[tuple[int, int]]) -> xr.Variable:
     """One variable of the new labels, along the other dims of ``ds``."""
     array = new[name]
     other = ASSAY if dim == CELLTYPE else CELLTYPE
     if other in array.dims:
         array = array.reindex({other: ds[other].values}, fill_value=_fill(array.dtype))
     variable = array.variable
-    if POSITION in variable.dims and not (len(rows) == ds.sizes[POSITION]):
+    if POSITION in variable.dims and variable.sizes[POSITION] != ds.sizes[POSITION]:
         variable = variable.transpose(..., POSITION)
-        variable = xr.Variable(variable.dims, _spread(variable.data, rows, ds.sizes[POSITION]), variable.attrs)
+        variable = xr.Variable(variable.dims, _spread(variable.data, runs, ds.sizes[POSITION]), variable.attrs)
     return variable
 
 
@@ -129,15 +131,14 @@ def _fill(dtype: np.dtype) -> Any:
     return {"b": False, "U": "", "O": "", "i": 0, "u": 0}.get(dtype.kind, np.nan)
 
 
-def _spread(data: Any, rows: np.ndarray, n: int) -> Any:
-    """Put the last axis of an array at rows (ascending) of a longer one, NaN between them."""
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    pieces, at = [], 0
+def _spread(data: Any, runs: list[tuple[int, int]], n: int) -> Any:
+    """Put the last axis of an array at runs of rows (ascending) of a longer one, NaN between them."""
+    pieces, done, at = [], 0, 0
     xp = da if isinstance(data, da.Array) else np
-    for first, last in zip(np.r_[0, breaks], np.r_[breaks, len(rows)], strict=True):
-        pieces.append(xp.full((*data.shape[:-1], rows[first] - at), np.nan, dtype=data.dtype))
-        pieces.append(data[..., int(first) : int(last)])
-        at = int(rows[last - 1]) + 1
+    for first, last in runs:
+        pieces.append(xp.full((*data.shape[:-1], first - at), np.nan, dtype=data.dtype))
+        pieces.append(data[..., done : done + last - first])
+        done, at = done + last - first, last
     pieces.append(xp.full((*data.shape[:-1], n - at), np.nan, dtype=data.dtype))
     return xp.concatenate([piece for piece in pieces if piece.shape[-1]], axis=-1)
 

@@ -44,7 +44,7 @@ def normalize(ds: xr.Dataset, *, peak: float = 2.0, progress: bool = True) -> xr
     to say; nothing else in the package asks for it.
 
     Lazy: the maps are learned from a sample of at most 2 million bins and 256 MB (the same as that of ``qc``), the signal
-    is mapped as it is read. Every map is kept on the cube, in small variables that ``to_zarr`` stores; ``to_bigwig`` and
+    is mapped as it is read. Learning them holds that sample and 32 bytes a bin of it; of signal in memory the mapped one is a copy. Every map is kept on the cube, in small variables that ``to_zarr`` stores; ``to_bigwig`` and
     ``denormalize`` undo it. A track whose pair was not observed has no map of its own: what is imputed for it is on the
     reference of its mark, and stays there.
 

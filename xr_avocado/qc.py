@@ -74,8 +74,9 @@ def qc(ds: xr.Dataset, *, progress: bool = True) -> pd.DataFrame:
 
     Works on at most 2 million bins, in 16 runs spread evenly over the axis, and on fewer where all tracks would not fit
     256 MB together: what happens elsewhere goes unseen. In less than some 10 Mb (1 Mb of simulated tracks) good tracks differ enough by
-    chance to be flagged. Holds that sample, 32 bytes a bin of it, and under 50 MB. Judging labels takes a
-    second for 20 tracks, a few for 50, and grows with the third power of their number.
+    chance to be flagged. Holds that sample, 32 bytes a bin of it, and under 50 MB; where a model with a context term imputes a lazy cube, up
+    to 512 MB of its tracks beside, as `impute` does. Judging labels takes a second for 20 tracks, a few for 50, and grows with the third
+    power of their number.
 
     Parameters
     ----------

@@ -16,6 +16,8 @@ NORMALIZED = "normalized"
 """The attribute of a cube whose observed tracks were mapped; it holds how."""
 OWN_KNOTS, REFERENCE_KNOTS, KNOT = "own_knots", "reference_knots", "knot"
 """Variables, celltype x assay x knot: values of a track, ascending, and the values of its mark that these become."""
+STEP = 1 << 16
+"""Bins mapped at a time: in double precision, and several times over."""
 
 
 def apply_map(values: np.ndarray, knots: np.ndarray, becomes: np.ndarray) -> np.ndarray:
@@ -50,7 +52,9 @@ def _map_block(values: np.ndarray, knots: np.ndarray, becomes: np.ndarray, block
     out = np.empty_like(values)
     for c, a in np.ndindex(values.shape[:2]):
         at = first[0] + c, first[1] + a
-        out[c, a] = apply_map(values[c, a], knots[at], becomes[at])
+        for row in range(0, values.shape[2], STEP):
+            piece = slice(row, row + STEP)
+            out[c, a, piece] = apply_map(values[c, a, piece], knots[at], becomes[at])
     return out
 
 

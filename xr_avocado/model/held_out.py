@@ -71,16 +71,22 @@ def predict_held_out(
     progress
         Show a bar.
     """
-    parts = []
-    for i, fold in enumerate(tqdm(folds, desc="calibrate", unit="fold", disable=not progress)):
-        others = sorted(set(range(len(panel.values))) - set(fold))
-        aside, rest = (Panel(panel.values[at], panel.celltype[at], panel.assay[at]) for at in (list(fold), others))
-        trained = train_context(rest, config, labels, seed=seed + i, progress=False)
-        if trained.interrupted:
-            raise KeyboardInterrupt
-        sampler = ContextSampler(rest, config, labels, torch.Generator().manual_seed(seed + i))
-        parts.append(_predict(trained.members[0], sampler, aside, bins))
+    parts = [
+        _fold(panel, list(fold), config, labels, bins, seed + i)
+        for i, fold in enumerate(tqdm(folds, desc="calibrate", unit="fold", disable=not progress))
+    ]
     return HeldOut(*(np.concatenate([getattr(part, name) for part in parts]) for name in HeldOut.__annotations__))
+
+
+def _fold(panel: Panel, fold: list[int], config: Config, labels: tuple[int, int], bins: int, seed: int) -> HeldOut:
+    """Train on all tracks but a fold's, and predict these; what it made of the panel is gone when the next fold's is made."""
+    others = sorted(set(range(len(panel.values))) - set(fold))
+    aside, rest = (Panel(panel.values[at], panel.celltype[at], panel.assay[at]) for at in (fold, others))
+    trained = train_context(rest, config, labels, seed=seed, progress=False)
+    if trained.interrupted:
+        raise KeyboardInterrupt
+    sampler = ContextSampler(rest, config, labels, torch.Generator().manual_seed(seed))
+    return _predict(trained.members[0], sampler, aside, bins)
 
 
 @torch.inference_mode()
