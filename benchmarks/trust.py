@@ -2,8 +2,9 @@
 
     python benchmarks/trust.py [SECTION ...] [--scale 1.0] [--out docs/trust.md]
 
-Sections: files, cuts, chunks, build, fit, extend, positions, disks, two, and those that run tests; what each does is in the table. Mutants are read in processes of their own, so that a crash
-or a hang is a row of the table. ``--scale 0.01`` is a quick look. Each section keeps its rows in the page until it is run again.
+What each section does is in the table; a row of one that was run at another scale than 1 says so. Mutants are read in processes of their
+own, so that a crash or a hang is a row of the table. ``--scale 0.01`` is a quick look. Each section keeps its rows in the page until it is
+run again.
 """
 
 from __future__ import annotations
@@ -411,12 +412,14 @@ def row_of(section: str, what: str, results: Counter[str]) -> str:
 
 
 def update(page: Path, section: str, rows: list[str]) -> None:
-    """Put a section's rows in the page's table, in place of those it has."""
-    lines = [line for line in page.read_text().splitlines() if not line.startswith(f"| {section} |")]
-    end = next(i for i, line in enumerate(lines) if line.startswith("|---"))
-    while lines[end + 1].startswith("|"):
-        end += 1
-    page.write_text("\n".join([*lines[: end + 1], *rows, *lines[end + 1 :]]) + "\n")
+    """Put a section's rows in the page's table, in place of those it has; sections in their order."""
+    lines = page.read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("|---")) + 1
+    last = next(i for i in range(first, len(lines)) if not lines[i].startswith("|"))
+    kept = [line for line in lines[first:last] if not line.startswith(f"| {section} |")]
+    order = [f"| {name} |" for name in SECTIONS]
+    table = sorted([*kept, *rows], key=lambda line: next(i for i, name in enumerate(order) if line.startswith(name)))
+    page.write_text("\n".join([*lines[:first], *table, *lines[last:]]) + "\n")
 
 
 def main() -> None:
@@ -429,7 +432,9 @@ def main() -> None:
     for section in given.sections or SECTIONS:
         began, rows = time.perf_counter(), []
         for what, results in SECTIONS[section](given.scale):
-            rows.append(row_of(section, what, results))
+            # Tests are counted, and all are run.
+            reduced = given.scale != 1 and section not in trust_load.TESTED
+            rows.append(row_of(section, f"{what} (scale {given.scale:g})" if reduced else what, results))
             wrong += results[damage.WRONG]
             print(rows[-1], flush=True)
         print(f"{section}: {time.perf_counter() - began:,.0f} s", flush=True)

@@ -127,7 +127,17 @@ TESTED: Mapping[str, list[tuple[str, str, list[str], str]]] = {
     ],
     "arguments": [
         ("a verb with an argument that is unknown, empty, out of range or of another kind", damage.ERROR, ["tests/test_trust_arguments.py"], "told or nothing or without_a_model"),
-        ("cubes and options at the edge: one track, one position, no track, a huge rate", damage.RIGHT, ["tests/test_trust_arguments.py"], "one_track or cell_type_without or far_too_high"),
+        ("a function beside the verbs with such an argument", damage.ERROR, ["tests/test_trust_functions.py"], "told and not edge"),
+        ("every verb and figure on cubes at the edge: NaN, no track, one track, one bin, constant, infinite; a result or a clear error", damage.RIGHT, ["tests/test_trust_functions.py"], "edge"),
+        ("training at the edge: one track, no track of a cell type, a huge rate, an error that is no number", damage.RIGHT, ["tests/test_trust_arguments.py", "tests/test_fit.py", "tests/test_context.py"], "one_track or cell_type_without or far_too_high or diverge"),
+    ],
+    "commands": [
+        ("a command with a file, label, region, number, option or output that is wrong", damage.ERROR, ["tests/test_trust_cli.py"], "mistake or usage or one_line"),
+    ],
+    "paths": [
+        ("a path that cannot be written to, for every function that writes", damage.ERROR, ["tests/test_trust_paths.py"], "written"),
+        ("a path that cannot be read, or holds something else, for every function that reads", damage.ERROR, ["tests/test_trust_paths.py"], "read"),
+        ("a piece of an export, or of an extension, that was damaged in between: told, and done anew", damage.RIGHT, ["tests/test_export.py", "tests/test_trust_training.py"], "was_damaged"),
     ],
     "read-only": [
         ("a disk that is read-only, a folder that is not ours, a name that is taken", damage.ERROR, ["tests/test_trust_training.py", "tests/test_trust_stores.py"], "read_only or replaced_by or may_not_be_written"),
@@ -137,7 +147,12 @@ TESTED: Mapping[str, list[tuple[str, str, list[str], str]]] = {
         ("out of memory on a device (simulated), where not even one position fits", damage.ERROR, ["tests/test_impute.py", "tests/test_training.py"], "out_of_memory and told"),
     ],
     "numbers": [
-        ("properties of the numbers, on examples that hypothesis draws", damage.RIGHT, ["tests/test_trust_numbers.py", "tests/test_index.py"], ""),
+        ("index algebra against a plain model, bin by bin", damage.RIGHT, ["tests/test_index.py", "tests/test_genome.py"], ""),
+        ("bin means against the bases, what is written against what is read", damage.RIGHT, ["tests/test_bigwig.py", "tests/test_trust_numbers.py"], "bases or read_back or last_bin or other_readers"),
+        ("transforms and their inverses, the error of float16", damage.RIGHT, ["tests/test_trust_numbers.py"], "inverse or odd or float16"),
+        ("measures against scipy, scikit-learn, ChromImpute and the challenge, and by hand", damage.RIGHT, ["tests/test_measures.py"], ""),
+        ("extend leaves every earlier parameter and prediction as it is", damage.RIGHT, ["tests/test_extend.py"], "bit_for_bit or changes_nothing or belong or alone"),
+        ("slices of what is imputed are what is imputed of slices; dask is numpy; chunks, blocks, schedulers, workers change nothing", damage.RIGHT, ["tests/test_trust_numbers.py", "tests/test_impute.py", "tests/test_context.py", "tests/test_export.py"], "slic or numpy or chunks or scheduler or workers or region_of or cluster or cut or threads or processes_write"),
     ],
     "security": [
         ("files that are read for code, labels for paths, the repository for secrets", damage.RIGHT, ["tests/test_trust_code.py"], ""),

@@ -283,7 +283,7 @@ def test_something_that_is_no_store_is_told_before_training(panel: xr.Dataset, t
         refit(panel, tmp_path / "notes", overwrite=True)
     with pytest.raises(ValueError, match="checkpoint_minutes"):
         refit(panel, tmp_path / "model.zarr", checkpoint_minutes=-1)
-    with pytest.raises(CubeError, match="a folder of this machine"):
+    with pytest.raises(CubeError, match="a path of this machine"):
         refit(panel, "s3://bucket/model.zarr")
 
 

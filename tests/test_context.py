@@ -194,6 +194,43 @@ def test_a_step_in_pieces_is_the_step(
     assert sizes[0] < 40 and (sizes[-2] < sizes[0]) == fails == len(caplog.records)
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_context_term_that_diverges_stops_with_the_last_good_state(
+    truth: xr.Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, members: int
+) -> None:
+    config = QUICK | FACTORS | {"epochs": 1}
+    step, steps = context_training._step, []
+
+    def diverging(net: ContextNet, *args: object) -> tuple[int, torch.Tensor]:
+        count, loss = step(net, *args)
+        steps.append(net)
+        if len({*map(id, steps)}) == members and steps.count(net) > 20:
+            for parameter in net.parameters():
+                parameter.data *= np.nan
+            loss = loss * np.nan
+        return count, loss
+
+    fit = lambda **how: truth.avocado.fit(config=config, progress=False, **how)
+    with monkeypatch.context() as patch:
+        patch.setattr(context_training, "_step", diverging)
+        fitted = fit()
+        steps.clear()
+        stored = fit(store=tmp_path / "fit.zarr").compute()
+    assert "no longer finite: lower context_learning_rate, which is" in caplog.text and "kept" in caplog.text
+    assert np.isfinite(fitted.context_net).all() and fitted.sizes["context_member"] == 1
+    np.testing.assert_array_equal(stored.context_net, fitted.context_net)
+    if members == 2:
+        np.testing.assert_array_equal(fitted.context_net[0], fit().context_net[0])
+    assert np.isfinite(fitted.avocado.impute().imputed).all()
+
+
+def test_a_context_term_that_diverges_at_once_says_so(truth: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = context_training._step
+    monkeypatch.setattr(context_training, "_step", lambda *args: (step(*args)[0], torch.tensor(np.nan)))
+    with pytest.raises(ValueError, match=r"no longer finite: lower context_learning_rate, which is 0\.\d+"):
+        truth.avocado.fit(config=QUICK | FACTORS | {"epochs": 1}, progress=False)
+
+
 def test_out_of_memory_halves_what_the_context_term_predicts_at_once(
     fitted: xr.Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 import xr_avocado as xa
 from xr_avocado.cli import main
+from xr_avocado.cube import CubeError
 from xr_avocado.demo import HELD_OUT, compare, run_demo
 
 
@@ -33,6 +34,22 @@ def test_a_second_demo_replaces_the_first(tmp_path):
     second = run_demo(tmp_path, config=short, progress=False)
     assert first.scores.equals(second.scores), "the same seed gives the same model"
     assert second.figure.is_file()
+
+
+def test_what_is_no_demo_s_is_not_replaced(tmp_path, simulated):
+    mine = xa.datasets.simulate(2, 2, {"chr1": 10_000})
+    for name, write in {
+        "cube.zarr": lambda path: mine.avocado.to_zarr(path, progress=False),
+        "demo.zarr": lambda path: mine.avocado.to_zarr(path, progress=False),
+        "tracks/samples.tsv": lambda path: path.write_text("celltype\tassay\tpath\nliver\tDNase\tliver.bw\n"),
+    }.items():
+        path = tmp_path / name.replace("/", "-") / name
+        path.parent.mkdir(parents=True)
+        write(path)
+        before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+        with pytest.raises(CubeError, match=f"{name} is there and no demo's, so it is not replaced"):
+            run_demo(tmp_path / name.replace("/", "-"), progress=False)
+        assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_scores_turn_sideways_with_the_imputed_first(simulated):

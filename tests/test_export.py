@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,46 @@ def test_an_interrupted_export_goes_on(full, computed, tmp_path, monkeypatch, n_
     full.avocado.to_bigwig(out, n_jobs=n_jobs, progress=False)
     assert len(computed) == once, "no piece was computed twice"
     assert hashes(out) == hashes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("full", [FACTORS], indirect=True)
+def test_a_piece_that_was_damaged_in_between_is_noticed_and_computed_anew(
+    full, computed, tmp_path, monkeypatch, caplog
+):
+    full.avocado.to_bigwig(tmp_path / "whole", progress=False)
+    once, add = len(computed), export.Writers.add
+    computed.clear()
+
+    def interrupted(self, rows, values):
+        if rows.start >= 1 << 14:
+            raise KeyboardInterrupt
+        add(self, rows, values)
+
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    with monkeypatch.context() as patch:
+        patch.setattr(export.Writers, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            full.avocado.to_bigwig(out, n_jobs=0, progress=False)
+    shutil.copytree(out, kept)
+    (name, *_) = sorted(path.relative_to(out) for path in out.rglob("*.npz"))
+    whole = (out / name).read_bytes()
+    changes = {
+        f"a bit at {at}": _flipped(whole, at) for at in np.linspace(300, len(whole) - 300, 5).astype(int).tolist()
+    }
+    for what, content in {**changes, "cut": whole[:1000], "empty": b"", "of another format": b"\x93NUMPY" * 99}.items():
+        shutil.rmtree(out)
+        shutil.copytree(kept, out)
+        (out / name).write_bytes(content)
+        computed.clear()
+        caplog.clear()
+        full.avocado.to_bigwig(out, n_jobs=0, progress=False)
+        assert hashes(out) == hashes(tmp_path / "whole"), what
+        assert f"{name.name} is damaged: what it held is computed anew" in caplog.text, what
+        assert len(computed) == once - len(list(kept.rglob("*.npz"))) + 1, what
+
+
+def _flipped(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :]
 
 
 def test_files_that_are_complete_are_kept(full, computed, tmp_path, monkeypatch):

@@ -455,6 +455,34 @@ def test_a_part_of_the_labels_and_of_the_tracks_will_do(pilot: xr.Dataset, elsew
     assert np.isfinite(imputed(more)).all()
 
 
+def test_positions_without_a_value_are_told(
+    pilot: xr.Dataset, elsewhere: xr.Dataset, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    hollow = elsewhere.assign(signal=elsewhere.signal.where(elsewhere.chrom == "chr9"))
+    for how in ({}, {"store": tmp_path / "more.zarr"}, {"only_new": True}):
+        with pytest.raises(CubeError, match=r"at the 3,600 new positions the signal of all \d+ tracks is NaN"):
+            extended(pilot, hollow, **how)
+    assert list(tmp_path.iterdir()) == []
+    gap = elsewhere.assign(signal=elsewhere.signal.where(elsewhere.chrom != "chr3"))
+    more = extended(pilot, gap)
+    assert [r.message for r in caplog.records if "NaN" in r.message] == [
+        f"nothing is learnt of chr3:0-30,000: the signal of all {len(elsewhere.avocado.experiments) - 2} tracks is NaN there"
+    ]
+    np.testing.assert_array_equal(
+        more.avocado.sel("chr2:2,500-27,500").genome_factors_25bp,
+        extended(pilot, elsewhere).avocado.sel("chr2:2,500-27,500").genome_factors_25bp,
+    )
+
+
+def test_a_new_label_without_a_value_is_told(
+    factors: xr.Dataset, context: xr.Dataset, celltypes: xr.Dataset, assay: xr.Dataset
+) -> None:
+    for model in (factors, context):
+        for new in (celltypes, assay):
+            with pytest.raises(CubeError, match="is marked as observed but its signal is all NaN"):
+                extended(model, new.assign(signal=new.signal * np.nan))
+
+
 def test_the_published_pilot_model_learns_a_chromosome(tmp_path: Any, genome: xr.Dataset) -> None:
     model = genome.avocado.sel("chr1").avocado.fit("small", epochs=1, progress=False)
     files = model.avocado.to_keras(tmp_path / "pilot", progress=False)

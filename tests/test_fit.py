@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from xr_avocado.model.config import PRESETS, Config, config_for
 from xr_avocado.model.network import AvocadoNet
 from xr_avocado.model.optimizer import BlockTable
 from xr_avocado.model.sampling import batches
+from xr_avocado.model.training import Trainer
 
 SMALL = {"epochs": 2, "nodes": 16, "layers": 1, "batch": 8_000, "average": True, "context": False}
 
@@ -256,6 +258,31 @@ def test_bad_arguments_are_told_before_training(panel_cube: xr.Dataset, argument
 def test_a_diverging_run_says_so(panel_cube: xr.Dataset) -> None:
     with pytest.raises(ValueError, match="lower learning_rate"):
         panel_cube.avocado.fit(config={**SMALL, "learning_rate": 1e30}, progress=False)
+
+
+def test_a_run_that_diverges_late_stops_with_the_last_good_state(
+    panel_cube: xr.Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    fit = lambda epochs, **how: panel_cube.avocado.fit(config={**SMALL, "epochs": epochs}, progress=False, **how)
+    epoch = Trainer.epoch
+
+    def diverging(self: Trainer, number: int, *args: object) -> float:
+        loss = epoch(self, number, *args)
+        if number < 2:
+            return loss
+        for parameter in self.net.parameters():
+            parameter.data *= np.nan
+        return np.nan
+
+    monkeypatch.setattr(Trainer, "epoch", diverging)
+    fitted = fit(9)
+    assert "training error is no longer finite at epoch 3: lower learning_rate" in caplog.text
+    assert fitted.attrs["avocado"]["best_epoch"] <= 2 and fitted.sizes["epoch"] == 3
+    assert np.isfinite(fitted.avocado.impute().imputed).all()
+    stored = fit(9, store=tmp_path / "fit.zarr").compute()
+    for name in ("celltype_factors", "genome_factors_25bp", "network_weight_0"):
+        np.testing.assert_array_equal(stored[name], fitted[name])
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.zarr"]
 
 
 def test_a_cube_without_signal_or_tracks(panel_cube: xr.Dataset) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from xr_avocado.genome import GenomeBins
+from xr_avocado.assembly import chromosome_sizes
+from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import assign_bins
 from xr_avocado.io.export import to_bigwig
 
@@ -73,6 +74,13 @@ SECRETS = {
     "a password in a URL": r"\b[a-z]+://[^\s/:@\"'{}<]+:[^\s/:@\"'{}<]{3,}@",
     "an assigned secret": r"(?i)\b(api_?key|secret|password|token)\s*[:=]\s*[\"'][A-Za-z0-9+/_-]{16,}[\"']",
 }
+
+
+@pytest.mark.parametrize("name", ["hg19' or name != '", "@pd.io.common.os.getcwd()", "x' == 'x", "`name`", "hg19\n"])
+def test_the_name_of_an_assembly_is_no_expression(name):
+    """bioframe has pandas evaluate it."""
+    with pytest.raises(GenomeError, match="is neither a file nor an assembly"):
+        chromosome_sizes(name)
 
 
 def test_the_repository_holds_no_secret():

@@ -307,7 +307,7 @@ def test_nothing_is_replaced_unasked(tmp_path):
         with pytest.raises(CubeError, match="is no zarr store, so it is not replaced"):
             to_zarr(make_cube(), tmp_path / mine, overwrite=True, progress=False)
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
-    with pytest.raises(CubeError, match="a folder of this machine"):
+    with pytest.raises(CubeError, match="a path of this machine"):
         to_zarr(make_cube(), "s3://bucket/cube.zarr")
 
 

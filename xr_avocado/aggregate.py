@@ -13,7 +13,7 @@ from xr_avocado.axis import every_row
 from xr_avocado.cube import CubeError
 from xr_avocado.genome import GenomeBins
 
-__all__ = ["Aggregation", "Anchor", "Windows", "aggregate", "covered"]
+__all__ = ["Aggregation", "Anchor", "Windows", "aggregate", "check_aggregation", "covered"]
 
 Aggregation = Literal["mean", "max", "quantile"] | Callable[..., np.ndarray]
 Anchor = Literal["start", "center", "end"]
@@ -115,6 +115,12 @@ def covered(bins: GenomeBins, windows: Windows) -> np.ndarray:
             upto.append(np.where(i < 0, 0, within))
         out[at] = upto[1] - upto[0]
     return out
+
+
+def check_aggregation(agg: Any) -> None:
+    """Raise where there is no such way to aggregate."""
+    if not callable(agg) and agg not in ("mean", "max", "quantile"):
+        raise ValueError(f"agg is 'mean', 'max', 'quantile' or a callable; got {agg!r}")
 
 
 def aggregate(factors: Any, bins: GenomeBins, windows: Windows, agg: Aggregation) -> np.ndarray:

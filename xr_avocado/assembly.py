@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from numbers import Integral
@@ -31,11 +33,18 @@ def chromosome_sizes(genome: str | Path | Mapping[str, int]) -> dict[str, int]:
     """
     if isinstance(genome, Mapping):
         return _checked([str(chrom) for chrom in genome], list(genome.values()), "genome")
-    if Path(genome).is_file():
+    if not isinstance(genome, str | os.PathLike):
+        raise GenomeError(
+            f"genome is the name of an assembly, a chrom.sizes file, or a mapping from chromosome to length; got {genome!r}"
+        )
+    if os.path.isfile(genome):
         return _read_sizes(Path(genome))
     from bioframe import assembly_info
 
     try:
+        if not re.fullmatch(r"[\w.-]+", str(genome)):
+            # bioframe puts the name into an expression that it has pandas evaluate.
+            raise ValueError("no name of an assembly")
         return {str(chrom): int(size) for chrom, size in assembly_info(str(genome)).chromsizes.items()}
     except ValueError:
         raise GenomeError(
@@ -48,13 +57,13 @@ def assembly_name(genome: str | Path | Mapping[str, int]) -> str:
     """Name an assembly as a cube's attributes do: by what was asked for, or by the file it was read from."""
     if isinstance(genome, Mapping):
         return "custom"
-    return Path(genome).name.split(".")[0] if Path(genome).is_file() else str(genome)
+    return Path(genome).name.split(".")[0] if os.path.isfile(genome) else str(genome)
 
 
 def _read_sizes(path: Path) -> dict[str, int]:
     try:
         table = pd.read_csv(path, sep=r"\s+", header=None, comment="#", usecols=[0, 1], dtype={0: str, 1: np.int64})
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise GenomeError(
             f"{path} is not a chrom.sizes file (one line a chromosome, its name and its length): {error}"
         ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +15,13 @@ from xr_avocado.cube import (
     ASSAY,
     AVERAGE,
     CELLTYPE,
+    CELLTYPE_FACTORS,
     IMPUTED,
     IMPUTED_TRACKS,
     OBSERVED,
     POSITION,
     CubeError,
+    check_cube,
 )
 
 if TYPE_CHECKING:
@@ -37,10 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if arguments.verbose else logging.WARNING, format="xr-avocado: %(message)s")
     try:
         arguments.run(arguments)
-    except (ValueError, OSError, ImportError) as error:
-        if arguments.verbose:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        # Of a RuntimeError only torch's: out of memory on a device. Another is a fault of ours, and shows where.
+        if arguments.verbose or (isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError"):
             raise
-        print(f"xr-avocado: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"xr-avocado: error: {' '.join(str(error).split()) or 'out of memory'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("xr-avocado: interrupted", file=sys.stderr)
@@ -81,16 +85,17 @@ def fit(a: argparse.Namespace) -> None:
     """Train a model on a cube, and write the cube with the model inside; run again, it goes on where it was stopped."""
     from xr_avocado import fit as verb
     from xr_avocado.cube import hold_out
+    from xr_avocado.io.atomic import local_path
     from xr_avocado.io.zarr import open_cube
 
     cube = open_cube(a.cube)
     if a.hold_out:
         cube = hold_out(cube, [_track(text) for text in a.hold_out])
-    store = Path(a.out) if a.out else _beside(a.cube, ".fitted.zarr")
+    store = _beside(a.cube, ".fitted.zarr") if a.out is None else local_path(a.out, "a fit is")
     fitted = verb.fit(
         cube,
         a.preset,
-        config=_json(a.config) if a.config else None,
+        config=None if a.config is None else _json(a.config),
         epochs=a.epochs,
         seed=a.seed,
         device=a.device,
@@ -105,17 +110,20 @@ def fit(a: argparse.Namespace) -> None:
 def extend(a: argparse.Namespace) -> None:
     """Learn the cell types, assays or positions that a cube has and a fitted one lacks; run again, it goes on where it was stopped."""
     from xr_avocado import extend as verb
-    from xr_avocado.io.atomic import remove
+    from xr_avocado.io.atomic import local_path, remove
     from xr_avocado.io.zarr import check_replaceable, open_cube, to_zarr
 
-    out = Path(a.out) if a.out else _beside(a.fitted, ".extended.zarr")
-    if out.exists() and not a.overwrite:
+    fitted = open_cube(a.fitted)
+    out = _beside(a.fitted, ".extended.zarr") if a.out is None else local_path(a.out, "a cube is")
+    if not os.path.exists(out):
+        _check_written(out)
+    elif not a.overwrite:
         raise CubeError(f"{out} is there already; give --overwrite to replace it, or another name with --out")
     check_replaceable(out)
     # The model on its own, so that work can be taken up again; what is written in the end has the signal too.
     model = out.with_name(f".{out.name}.model")
     more = verb.extend(
-        open_cube(a.fitted),
+        fitted,
         open_cube(a.cube),
         epochs=a.epochs,
         refine=a.refine,
@@ -138,12 +146,15 @@ def search(a: argparse.Namespace) -> None:
     from xr_avocado.io.atomic import replacing
     from xr_avocado.io.zarr import open_cube
 
+    cube = open_cube(a.cube)
+    out = _beside(a.cube, ".best.json") if a.out is None else a.out
+    _check_written(out, figure=a.plot)
     found = verb.search(
-        open_cube(a.cube),
+        cube,
         a.trials,
-        space=_json(a.space) if a.space else None,
-        folds=int(a.folds) if a.folds and a.folds.isdigit() else a.folds,
-        file=a.file or _beside(a.cube, ".search.jsonl"),
+        space=None if a.space is None else _json(a.space),
+        folds=int(a.folds) if a.folds and a.folds.isdecimal() else a.folds,
+        file=_beside(a.cube, ".search.jsonl") if a.file is None else a.file,
         fit={"preset": a.preset, "epochs": a.epochs, "device": a.device},
         measure=a.measure,
         seed=a.seed,
@@ -151,12 +162,10 @@ def search(a: argparse.Namespace) -> None:
     )
     print(found.table.to_string(index=False, float_format="{:.4g}".format))
     print(f"\n{found}")
-    out = Path(a.out) if a.out else _beside(a.cube, ".best.json")
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(found.best.to_attrs(), indent=1) + "\n")
     if a.plot:
-        with replacing(a.plot) as temporary:
-            plot.search(found)[0].figure.savefig(temporary, dpi=150, format=Path(a.plot).suffix[1:] or "png")
+        _draw(plot.search(found)[0].figure, a.plot)
     print(f"\nfit with them: xr-avocado fit {a.cube} --config {out}")
 
 
@@ -171,7 +180,7 @@ def impute(a: argparse.Namespace) -> None:
     chosen = {"tracks": [_track(text) for text in a.track]} if a.track else {"celltype": a.celltype, "assay": a.assay}
     full = verb.impute(cube, **chosen, only_missing=a.only_missing, device=a.device)
     # After imputing, so that the context term sees past the region's ends.
-    full = select(full, a.region) if a.region else full
+    full = full if a.region is None else select(full, a.region)
     if a.format == "zarr":
         to_zarr(full[[IMPUTED, IMPUTED_TRACKS, OBSERVED]], a.out, progress=a.progress)
         print(a.out)
@@ -185,10 +194,12 @@ def embed(a: argparse.Namespace) -> None:
     from xr_avocado.io.zarr import open_cube
 
     kind = Path(a.out).suffix
-    axis = a.axis or (CELLTYPE if kind == ".h5ad" else POSITION)
+    cube, axis = open_cube(a.fitted), a.axis or (CELLTYPE if kind == ".h5ad" else POSITION)
     if kind not in (".tsv", ".bed" if axis == POSITION else ".h5ad"):
         raise CubeError(f"{a.out!r}: write positions to .tsv or .bed, and cell types or assays to .tsv or .h5ad")
-    _write_factors(open_cube(a.fitted), axis, Path(a.out), a)
+    check_cube(cube, CELLTYPE_FACTORS)
+    _check_written(a.out)
+    _write_factors(cube, axis, Path(a.out), a)
     print(a.out)
 
 
@@ -222,9 +233,9 @@ def evaluate(a: argparse.Namespace) -> None:
     from xr_avocado import plot
     from xr_avocado.io.zarr import open_cube
 
-    _check_figure(a.plot)
     cube = open_cube(a.fitted)
-    truth = open_cube(a.truth) if a.truth else None
+    truth = None if a.truth is None else open_cube(a.truth)
+    _check_written(a.out, figure=a.plot)
     tracks = [_track(text) for text in a.track] if a.track else None
     methods = dict(_method(text) for text in a.method or (IMPUTED, AVERAGE))
     if IMPUTED in methods.values() and IMPUTED not in cube:
@@ -250,9 +261,15 @@ def _method(text: str) -> tuple[str, str]:
     return name, source or name
 
 
-def _check_figure(target: str | None) -> None:
-    if target and Path(target).suffix not in FIGURES:
-        raise CubeError(f"{target!r}: write figures to {', '.join(FIGURES)}")
+def _check_written(file: str | Path | None, *, figure: str | None = None) -> None:
+    """Raise, before any work, where a file or a figure cannot be written."""
+    from xr_avocado.io.atomic import file_to_write
+
+    if figure is not None and Path(figure).suffix not in FIGURES:
+        raise CubeError(f"{figure!r}: write figures to {', '.join(FIGURES)}")
+    for target in (file, figure):
+        if target is not None:
+            file_to_write(target, "results are")
 
 
 def _draw(figure: Any, target: str) -> None:
@@ -272,8 +289,9 @@ def qc(a: argparse.Namespace) -> None:
     from xr_avocado import qc as verb
     from xr_avocado.io.zarr import open_cube
 
-    _check_figure(a.plot)
-    table = verb.qc(open_cube(a.cube), progress=a.progress)
+    cube = open_cube(a.cube)
+    _check_written(a.out, figure=a.plot)
+    table = verb.qc(cube, progress=a.progress)
     if a.plot:
         _draw(plot.qc(table)[0].figure, a.plot)
     _show(table, a.out)
@@ -295,7 +313,7 @@ def report(a: argparse.Namespace) -> None:
     from xr_avocado import report as verb
     from xr_avocado.io.zarr import open_cube
 
-    truth = open_cube(a.truth) if a.truth else None
+    truth = None if a.truth is None else open_cube(a.truth)
     page = verb.report(
         open_cube(a.cube), a.out, truth=truth, regions=a.region, genes=a.genes, device=a.device, progress=a.progress
     )
@@ -341,8 +359,10 @@ def _beside(store: str, suffix: str) -> Path:
 
 def _json(path: str) -> dict[str, Any]:
     try:
-        settings = json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
+        settings = json.loads(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise CubeError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise CubeError(f"{path} is not JSON: {error}") from None
     if not isinstance(settings, dict):
         raise CubeError(f'{path} does not hold settings by name, as in {{"nodes": 64}}')
@@ -440,7 +460,7 @@ def _search_options(add: Callable[..., Any]) -> None:
     add("--folds", metavar="N", help="folds of a trial: a number, or latin (default: the first three of latin)")
     add("--measure", default="mse", metavar="NAME", help="what to compare by (default: mse)")
     add("--out", metavar="JSON", help="file for the best settings (default: CUBE's name with .best.json)")
-    add("--plot", metavar="FILE", help="draw the trials and the importance of settings there")
+    add("--plot", metavar="FILE", help="draw the trials and the importance of settings: .png, .pdf or .svg")
     add("--seed", type=int, default=0, metavar="N", help="fixes the search (default: 0)")
     _device_option(add)
 

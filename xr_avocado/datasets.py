@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from xr_avocado import simulation
-from xr_avocado.cube import ASSAY, CELLTYPE, DIMS, OBSERVED, SIGNAL, CubeError
+from xr_avocado.cube import ASSAY, CELLTYPE, DIMS, OBSERVED, SIGNAL, CubeError, check_whole
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import assign_bins
 from xr_avocado.pretrained import pretrained, roadmap_pilot
@@ -59,7 +60,7 @@ def simulate(
     Raises
     ------
     CubeError
-        Where a number of cell types or assays is below 1, or a chromosome is empty.
+        Where a number of cell types or assays is below 1, a chromosome is empty, or something given is of another kind.
 
     Examples
     --------
@@ -69,7 +70,7 @@ def simulate(
     >>> cube.assay.values.tolist(), int(cube.end[-1])
     (['H3K4me3', 'H3K27ac'], 100010)
     """
-    sizes = _checked(n_celltypes, n_assays, SIZES if chromsizes is None else chromsizes)
+    sizes = _checked(n_celltypes, n_assays, SIZES if chromsizes is None else chromsizes, seed)
     bins = GenomeBins.from_chromsizes(sizes, binsize)
     seen = simulation.responses(n_assays, seed=seed)
     signal = _tracks(n_celltypes, seen, sizes, bins, seed)
@@ -107,7 +108,7 @@ def simulated_elements(chromsizes: Mapping[str, int] | None = None, *, seed: int
     >>> simulated_elements().kind.value_counts().to_dict()
     {'enhancer': 200, 'insulator': 133, 'gene': 50, 'polycomb': 17, 'heterochromatin': 13}
     """
-    sizes = _checked(1, 1, SIZES if chromsizes is None else chromsizes)
+    sizes = _checked(1, 1, SIZES if chromsizes is None else chromsizes, seed)
     return simulation.elements(sizes, seed=seed)[["chrom", "start", "end", "strand", "kind"]]
 
 
@@ -137,10 +138,10 @@ def _tracks(
     return tracks
 
 
-def _checked(n_celltypes: int, n_assays: int, sizes: Mapping[str, int]) -> dict[str, int]:
-    if n_celltypes < 1 or n_assays < 1:
-        raise CubeError(f"a panel has at least one cell type and one assay; got {n_celltypes} and {n_assays}")
-    for chrom, size in sizes.items():
-        if size < 1:
-            raise CubeError(f"chromosome {chrom!r} must be at least 1 bp long; got {size}")
-    return {str(chrom): int(size) for chrom, size in sizes.items()}
+def _checked(n_celltypes: int, n_assays: int, sizes: Any, seed: int) -> dict[str, int]:
+    check_whole("n_celltypes", n_celltypes)
+    check_whole("n_assays", n_assays)
+    check_whole("seed", seed, least=0)
+    if not isinstance(sizes, Mapping) or not sizes:
+        raise CubeError(f"chromsizes are a mapping from chromosome to its length in bp, as {SIZES}; got {sizes!r}")
+    return {str(chrom): check_whole(f"the length of {chrom}", size) for chrom, size in sizes.items()}

@@ -10,15 +10,16 @@ import pandas as pd
 import xarray as xr
 
 from xr_avocado.baselines import add_average
-from xr_avocado.cube import ASSAY, CELLTYPE, IMPUTED, SIGNAL, Experiment, hold_out
+from xr_avocado.cube import ASSAY, CELLTYPE, IMPUTED, SIGNAL, CubeError, Experiment, hold_out
 from xr_avocado.datasets import simulate
 from xr_avocado.evaluate import evaluate
 from xr_avocado.fit import fit
 from xr_avocado.impute import impute
-from xr_avocado.io.atomic import remove, replacing
+from xr_avocado.io.atomic import local_path, remove, replacing
 from xr_avocado.io.build import build_cube
 from xr_avocado.io.export import SHEET, to_bigwig
-from xr_avocado.io.zarr import to_zarr
+from xr_avocado.io.sheet import read_sheet
+from xr_avocado.io.zarr import open_cube, to_zarr
 
 __all__ = ["Demo", "compare", "run_demo"]
 
@@ -55,7 +56,7 @@ def run_demo(
 ) -> Demo:
     """Simulate a panel as bigWig files, build a cube of them, hide six tracks, fit, impute the six, and score them.
 
-    What an earlier demo left in the folder is replaced. Memory: under 1 GB.
+    What an earlier demo left in the folder is replaced, and nothing else. Memory: under 1 GB.
 
     Parameters
     ----------
@@ -68,7 +69,13 @@ def run_demo(
         Fixes the model; the panel is always the same.
     progress
         Show progress bars.
+
+    Raises
+    ------
+    CubeError
+        Where the folder cannot be written, or holds a cube or a sheet of these names that is no demo's.
     """
+    local_path(folder, "a demo is")
     home = Path(folder)
     panel = _panel(home, progress=progress)
     held = hold_out(panel, HELD_OUT)
@@ -107,12 +114,31 @@ def _panel(home: Path, *, progress: bool) -> xr.Dataset:
     """The simulated panel as a user would have it: bigWigs and a sheet, then a cube on disk."""
     simulated = simulate()
     tracks = home / "tracks"
-    earlier = tracks.is_dir() and home / "cube.zarr"
+    _check_ours(home, simulated)
     to_bigwig(simulated, tracks, variable=SIGNAL, progress=progress)
-    if earlier and earlier.exists():
-        remove(earlier)
+    remove(home / "cube.zarr")
     sizes = simulated.attrs["chromsizes"]
     return build_cube(tracks / SHEET, home / "cube.zarr", genome=sizes, progress=progress)
+
+
+def _check_ours(home: Path, simulated: xr.Dataset) -> None:
+    """Raise where what a demo would replace is no demo's."""
+    stores = [home / name for name in ("cube.zarr", "demo.zarr")]
+    sheets = [home / name / SHEET for name in ("tracks", "imputed")]
+    others = [
+        *(
+            p
+            for p in stores
+            if os.path.exists(p) and open_cube(p).attrs.get("chromsizes") != simulated.attrs["chromsizes"]
+        ),
+        *(
+            p
+            for p in sheets
+            if os.path.exists(p) and not {t.celltype for t in read_sheet(p)} <= {*simulated[CELLTYPE].values}
+        ),
+    ]
+    if others:
+        raise CubeError(f"{others[0]} is there and no demo's, so it is not replaced; choose another folder")
 
 
 def _draw(ds: xr.Dataset, target: Path) -> None:

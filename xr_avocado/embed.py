@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from xr_avocado.aggregate import QUANTILES, Aggregation, Anchor, Windows, aggregate, covered
+from xr_avocado.aggregate import QUANTILES, Aggregation, Anchor, Windows, aggregate, check_aggregation, covered
 from xr_avocado.axis import rows_of_runs
 from xr_avocado.cube import (
     ASSAY,
@@ -249,8 +249,7 @@ def interval_table(
     windows: int | None = None,
 ) -> pd.DataFrame:
     """Factors aggregated over intervals, as `embed` describes them; one row an interval, in the order given."""
-    if not callable(agg) and agg not in ("mean", "max", "quantile"):
-        raise ValueError(f"agg is 'mean', 'max', 'quantile' or a callable; got {agg!r}")
+    check_aggregation(agg)
     if regions is None:
         raise CubeError("give the intervals to aggregate over as regions= (genes, peaks, bins of 40 kb)")
     wanted = _wanted_scales(ds, scales)

@@ -127,8 +127,8 @@ def extend(
     Raises
     ------
     CubeError
-        Where the cube is not fitted, something is new on more than one axis, a new label has no observed track, the cubes do not go
-        together, new positions meet old ones inside a bin of a coarse scale, or ``store`` holds something else, another process
+        Where the cube is not fitted, something is new on more than one axis, a new label has no observed track, all signal that is new is
+        NaN, the cubes do not go together, new positions meet old ones inside a bin of a coarse scale, or ``store`` holds something else, another process
         works towards it, or its disk is full: with room, the same call goes on.
     GenomeError
         Where bins are parts of the model's bins.

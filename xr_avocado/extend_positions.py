@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +52,11 @@ MEMORY = 1 << 30
 CHECKPOINT_MINUTES = 2.0
 """Least time between checkpoints within a piece; a piece that is done is kept at once."""
 
+STEP = 1 << 20
+"""Positions read at a time to see whether there is a value."""
+
 Report = Callable[[int], object]
+logger = logging.getLogger("xr_avocado")
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ def learn_positions(
     """Learn the genome factors of a cube of new positions: the cube with these, lazy where they are kept in files."""
     from xr_avocado.model.config import Config
 
+    _check_signal(new, tracks)
     config = Config.from_attrs(ds.attrs[FITTED]["config"])
     jobs = list(_chromosomes(ds, new, tracks, config, training, kept))
     total = training.epochs * sum(piece.n_blocks for job in jobs for piece in job.pieces)
@@ -126,6 +132,18 @@ def learn_positions(
         new = new.assign({genome_factors(coarse.binsize): ((dim, factor_dim(coarse.binsize)), xp.concatenate(pieces))})
         new = new if dim == POSITION else assign_bins(new, coarse, dim)
     return new
+
+
+def _check_signal(new: xr.Dataset, tracks: list[Experiment]) -> None:
+    """Raise where no track has a value at any of the new positions; reads up to the first."""
+    for first in range(0, new.sizes[POSITION], STEP):
+        signal = new[SIGNAL].isel({POSITION: slice(first, first + STEP)})
+        if any(np.isfinite(signal.sel(track._asdict()).values).any() for track in tracks):
+            return
+    raise CubeError(
+        f"at the {new.sizes[POSITION]:,} new positions the signal of all {len(tracks)} tracks is NaN, so nothing can be learnt of them: "
+        "give the tracks values there, or leave these positions out of the cube"
+    )
 
 
 def on_grid(ds: xr.Dataset, *, only_new: bool) -> xr.Dataset:
@@ -237,6 +255,10 @@ def _learn_piece(job: Chromosome, piece: Piece, report: Report) -> list[np.ndarr
     part = job.cube.isel({POSITION: piece.rows})
     layout = Layout.of(bins_of(part), job.config)
     panel = _panel(job, part, layout)
+    if not len(panel.values):
+        segments = bins_of(part).segments
+        place = f"{segments['chrom'].iloc[0]}:{segments['start'].iloc[0]:,}-{segments['end'].iloc[-1]:,}"
+        logger.warning("nothing is learnt of %s: the signal of all %d tracks is NaN there", place, len(job.tracks))
     net = network_from_arrays(job.config, job.network, job.training.device)
     average = AverageActivity(panel, len(net.assay_factors)) if job.config.average else None
     tables = learn_blocks(

@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 from tqdm.auto import tqdm
 
-from xr_avocado.aggregate import QUANTILES, Aggregation, Anchor, Windows, aggregate
+from xr_avocado.aggregate import QUANTILES, Aggregation, Anchor, Windows, aggregate, check_aggregation
 from xr_avocado.cube import (
     ASSAY,
     CELLTYPE,
@@ -142,6 +142,7 @@ def feature_sets(
     """
     check_cube(ds)
     check_known(CELLTYPE, [celltype], ds[CELLTYPE].values)
+    check_aggregation(agg)
     intervals = as_frame(regions, sizes=ds.attrs.get("chromsizes"))
     place = intervals[[*PLACE, *(["strand"] if "strand" in intervals else [])]]
     cut = Windows.of(place, anchor=anchor, flank=flank, windows=windows)
@@ -225,7 +226,7 @@ def _aggregated(tracks: Tracks, cut: Windows, agg: Aggregation, *, split: bool) 
 
 
 def _left_out(ds: xr.Dataset, without: Iterable[Any]) -> set[Experiment]:
-    if isinstance(without, str):
+    if isinstance(without, str) or not isinstance(without, Iterable):
         raise CubeError(f"without is a list of assays or (celltype, assay) pairs; got {without!r}: write [{without!r}]")
     left_out = set()
     for each in without:
@@ -246,6 +247,10 @@ def _sources(
     device: str | None,
 ) -> dict[str, Any]:
     """What each set is made of: `Tracks`, a fitted cube, or a table."""
+    if isinstance(sets, str) or not isinstance(sets, Iterable | None):
+        raise CubeError(f"sets is a list of {', '.join(SETS)}; got {sets!r}")
+    if not isinstance(others, Mapping):
+        raise CubeError(f"others is a mapping from names to what other methods made; got {others!r}")
     if taken := sorted(set(others) & set(SETS)):
         raise CubeError(f"others has a {taken[0]!r}, which is a set of the cube's own; give it another name")
     wanted = list(SETS if sets is None else sets)
@@ -325,7 +330,12 @@ def _factor_columns(ds: xr.Dataset, factors: xr.DataArray) -> Tracks:
 
 
 def _given(name: str, table: Any, n: int) -> pd.DataFrame:
-    frame = pd.DataFrame(table).reset_index(drop=True).astype(np.float32)
+    try:
+        frame = pd.DataFrame(table).reset_index(drop=True).astype(np.float32)
+    except (TypeError, ValueError):
+        raise CubeError(
+            f"others[{name!r}] is no tracks, factors or table of numbers; got {type(table).__name__}"
+        ) from None
     if len(frame) != n:
         raise CubeError(
             f"the table {name!r} has {len(frame):,} rows, and there are {n:,} intervals: one row an interval"
@@ -383,7 +393,7 @@ def pair_feature_sets(
     >>> sets["own"].shape
     (1, 12)
     """
-    if missing := [name for name in PAIR if name not in pairs]:
+    if missing := [name for name in PAIR if name not in getattr(pairs, "columns", ())]:
         raise CubeError(f"pairs have no column {', '.join(missing)}; read them with xr_avocado.tasks.interactions")
     pairs = pairs.reset_index(drop=True)
     ends = pd.concat([_end(pairs, 1), _end(pairs, 2)], ignore_index=True)

@@ -8,7 +8,6 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import xarray as xr
 
 from xr_avocado.cube import ASSAY, CELLTYPE, FITTED, POSITION, SIGNAL, CubeError, Experiment
 from xr_avocado.index import bins_of
-from xr_avocado.io.atomic import fitting, remove
+from xr_avocado.io.atomic import fitting, local_path, remove
 from xr_avocado.io.checkpoint import Checkpoint, check_same
 from xr_avocado.io.lock import lock_of, only_one
 from xr_avocado.io.zarr import check_replaceable, open_cube, write_cube
@@ -69,17 +68,15 @@ class FitStore:
     Raises
     ------
     CubeError
-        Where ``store`` is no folder of this machine.
+        Where ``store`` is no path of this machine.
     """
 
     def __init__(
         self, store: str | os.PathLike[str], about: Mapping[str, Any], *, minutes: float, overwrite: bool
     ) -> None:
-        if not isinstance(store, str | os.PathLike) or "://" in str(store):
-            raise CubeError(f"a fit is kept in a folder of this machine; got {store!r}")
         if not minutes >= 0:
             raise ValueError(f"checkpoint_minutes is the time between two checkpoints, at least 0; got {minutes!r}")
-        self.path, self.about, self.minutes = Path(os.path.abspath(store)), json.loads(json.dumps(about)), minutes
+        self.path, self.about, self.minutes = local_path(store, "a fit is"), json.loads(json.dumps(about)), minutes
         self.folder, self.overwrite = fitting(self.path), overwrite
         self.finished: xr.Dataset | None = None
         """The fitted cube, where the same call was finished before."""
@@ -93,7 +90,7 @@ class FitStore:
         CubeError
             Where what is there is of another call, or no store, or another process is at work on it.
         """
-        if self.path.exists() and not (self.overwrite or self.folder.exists() or lock_of(self.path).exists()):
+        if os.path.exists(self.path) and not (self.overwrite or self.folder.exists() or lock_of(self.path).exists()):
             # Many may open what is finished, also where nothing can be written.
             self.finished = self._look()
             if self.finished is not None:
@@ -119,7 +116,7 @@ class FitStore:
         check_replaceable(self.path)
         try:
             kept = [Checkpoint(path, self.about).check() for path in self.folder.glob("*") if path.suffix != ".part"]
-            there = self._opened() if self.path.exists() and not self.overwrite else None
+            there = self._opened() if os.path.exists(self.path) and not self.overwrite else None
         except CubeError:
             if not self.overwrite:
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,10 @@ class GenomeBins:
     chroms: tuple[str, ...]
 
     def __init__(self, segments: pd.DataFrame | Iterable[Sequence[Any]], binsize: int) -> None:
+        if isinstance(segments, str) or not isinstance(segments, Iterable):
+            raise GenomeError(
+                f"segments are rows of (chrom, start, end), or a frame with these columns; got {segments!r}"
+            )
         frame = pd.DataFrame(segments if isinstance(segments, pd.DataFrame) else list(segments))
         if frame.shape[1] < 3 and len(frame):
             raise GenomeError(f"a segment is (chrom, start, end); got rows of {frame.shape[1]} values")
@@ -60,8 +65,9 @@ class GenomeBins:
         chrom, start, end = (frame[c].to_numpy() for c in columns) if len(frame) else (np.empty(0, str),) * 3
         code, names = pd.factorize(np.asarray(chrom).astype(str))
         _check_binsize(binsize)
-        _check_segments(code, names, start.astype(np.int64), end.astype(np.int64))
-        self._set(tuple(map(str, names)), code, start.astype(np.int64), end.astype(np.int64), int(binsize))
+        start, end = (_whole(values) for values in (start, end))
+        _check_segments(code, names, start, end)
+        self._set(tuple(map(str, names)), code, start, end, int(binsize))
 
     def _set(self, chroms: tuple[str, ...], code: np.ndarray, start: np.ndarray, end: np.ndarray, binsize: int) -> None:
         code, start, end = _merge_touching(code, start, end, binsize)
@@ -368,8 +374,18 @@ def _merge_touching(
     return (code[first], start[first], end[last]) if len(code) else (code, start, end)
 
 
-def _check_binsize(binsize: int) -> None:
-    if int(binsize) != binsize or binsize < 1:
+def _whole(values: np.ndarray) -> np.ndarray:
+    """Give starts or ends as int64; raise where one is no whole number."""
+    if values.dtype.kind in "iu":
+        return values.astype(np.int64)
+    numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    for i in np.flatnonzero(~(np.abs(numbers) < 2**53) | (numbers != np.floor(numbers)))[:1]:
+        raise GenomeError(f"segment {i + 1} has {values[i]!r} as its start or end; both are whole numbers of bp")
+    return numbers.astype(np.int64)
+
+
+def _check_binsize(binsize: Any) -> None:
+    if isinstance(binsize, bool) or not isinstance(binsize, Real) or not float(binsize).is_integer() or binsize < 1:
         raise GenomeError(f"bin size must be a whole number of bp, at least 1; got {binsize!r}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,8 +121,7 @@ def _of_regions(regions: list[str], sizes: Mapping[str, int] | None) -> pd.DataF
 
 
 def _is_path(text: str) -> bool:
-    path = Path(text)
-    return "/" in text or "\\" in text or path.suffix.lower() in _SUFFIXES or path.is_file()
+    return "/" in text or "\\" in text or Path(text).suffix.lower() in _SUFFIXES or os.path.isfile(text)
 
 
 _GTF = (".gtf", ".gff", ".gff3")
@@ -154,8 +154,8 @@ def _read_bed(path: Path) -> pd.DataFrame:
 
 
 def _interval_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise GenomeError(f"there is no file {str(path)!r}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise GenomeError(f"{path} is a folder or a pipe; intervals are read from a file")
     if {suffix.lower() for suffix in path.suffixes} & set(_GTF):
         raise GenomeError(f"{path} is GTF or GFF, which is 1-based: read it with pyranges.read_gtf and give its result")
     try:
@@ -163,7 +163,9 @@ def _interval_lines(path: Path) -> list[str]:
             opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
         with opener(path, "rt", encoding="utf-8-sig") as file:
             lines = [line.rstrip("\r\n") for line in file]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        raise GenomeError(f"there is no file {str(path)!r}") from None
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise GenomeError(f"{path} cannot be read as text, plain or gzipped: {error}") from None
     return [line for line in lines if line.strip() and not line.startswith(("#", "track", "browser"))]
 

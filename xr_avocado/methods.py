@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +10,6 @@ from typing import Any, Literal
 import dask
 import dask.array as da
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from xr_avocado.baselines import BASELINES
@@ -29,6 +29,7 @@ from xr_avocado.cube import (
 )
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of
+from xr_avocado.io.sheet import Track, read_sheet
 from xr_avocado.pieces import empty, pieces_of
 from xr_avocado.transforms import transform_named
 
@@ -98,7 +99,7 @@ def _layer(ds: xr.Dataset, source: Any, pairs: list[Experiment]) -> xr.DataArray
         check_cube(ds, IMPUTED)
     if isinstance(source, str) and source in ds and set(ds[source].dims) == set(DIMS):
         return ds[source]
-    if isinstance(source, str | Path) and Path(source).is_dir():
+    if isinstance(source, str | Path) and os.path.isdir(source):
         return read_folder(source, ds, tracks=pairs)
     raise ValueError(
         f"{str(source)!r} is neither a layer of this cube, nor a baseline ({', '.join(BASELINES)}), nor a folder of "
@@ -147,11 +148,14 @@ def read_folder(folder: str | Path, ds: xr.Dataset, *, tracks: Iterable[Experime
     ------
     CubeError
         Where a track is not in the folder, or is there twice.
+    SheetError
+        Where ``samples.tsv`` is no sheet.
     """
-    sheet = _sheet(Path(folder))
+    path = Path(folder) / "samples.tsv"
+    sheet = read_sheet(path, replicates="mean") if os.path.isfile(path) else None
     files = {}
     for pair in tracks:
-        found = _by_name(Path(folder), pair) if sheet is None else _in_sheet(Path(folder), pair, sheet)
+        found = _by_name(Path(folder), pair) if sheet is None else _in_sheet(pair, sheet)
         files[pair] = _the_one(found, Path(folder), pair)
     layer = _Folder(files, ds)
     chunks = (1, 1, max(1, min(layer.shape[2], POSITIONS)))
@@ -192,14 +196,8 @@ def _rows(key: Any, n: int) -> np.ndarray:
     return np.arange(*key.indices(n)) if isinstance(key, slice) else np.arange(n)[key]
 
 
-def _sheet(folder: Path) -> pd.DataFrame | None:
-    path = folder / "samples.tsv"
-    return pd.read_csv(path, sep="\t", dtype=str) if path.is_file() else None
-
-
-def _in_sheet(folder: Path, pair: Experiment, sheet: pd.DataFrame) -> list[Path]:
-    rows = sheet[(sheet[CELLTYPE] == pair.celltype) & (sheet[ASSAY] == pair.assay)]
-    return [folder / path for path in rows["path"]]
+def _in_sheet(pair: Experiment, sheet: list[Track]) -> list[Path]:
+    return [Path(path) for track in sheet if (track.celltype, track.assay) == pair for path in track.paths]
 
 
 def _by_name(folder: Path, pair: Experiment) -> list[Path]:

@@ -25,7 +25,7 @@ from xr_avocado.plot_attributions import attribution_by_peaks, attributions
 from xr_avocado.plot_browser import browser_tracks
 from xr_avocado.plot_embedding import embedding
 from xr_avocado.plot_scores import loci, scores
-from xr_avocado.plot_style import COLORS, FAINT, INK, NAMES, OTHER_COLORS, new_axes, quiet
+from xr_avocado.plot_style import COLORS, FAINT, INK, NAMES, OTHER_COLORS, check_table, new_axes, quiet
 from xr_avocado.plot_tasks import tasks
 from xr_avocado.plot_tracks import tracks
 
@@ -151,6 +151,11 @@ def search(found: Search, *, axes: Sequence[Axes] | None = None) -> np.ndarray:
     -------
     The two axes.
 
+    Raises
+    ------
+    CubeError
+        Where it is none.
+
     Examples
     --------
     >>> import xr_avocado as xa
@@ -160,6 +165,8 @@ def search(found: Search, *, axes: Sequence[Axes] | None = None) -> np.ndarray:
     >>> [ax.get_xlabel() for ax in xa.plot.search(found)]
     ['trial', 'share of variance explained']
     """
+    if not hasattr(found, "importance"):
+        raise CubeError(f"what is to be drawn is what .avocado.search returns; got {type(found).__name__}")
     if axes is None:
         import matplotlib.pyplot as plt
 
@@ -234,8 +241,7 @@ def qc(table: pd.DataFrame, *, axes: Sequence[Axes] | None = None) -> np.ndarray
     >>> len(axes)
     4
     """
-    if missing := [name for name in (CELLTYPE, ASSAY, *FIGURES_OF_QC, "flag") if name not in table.columns]:
-        raise CubeError(f"this table has no column {', '.join(missing)}; give the one that .avocado.qc returns")
+    check_table(table, (CELLTYPE, ASSAY, *FIGURES_OF_QC, "flag"), "qc")
     if axes is not None and len(axes) != len(FIGURES_OF_QC):
         raise CubeError(f"there are {len(FIGURES_OF_QC)} maps to draw, but {len(axes)} axes were given")
     celltypes, assays = (list(dict.fromkeys(table[dim])) for dim in (CELLTYPE, ASSAY))

@@ -16,7 +16,7 @@ from xr_avocado.index import bins_of
 from xr_avocado.intervals import as_frame
 from xr_avocado.plot_genes import draw_genes, lanes_of
 from xr_avocado.plot_rows import HEIGHT, Row, Steps, draw_row, label_positions, label_signal, new_rows, quiet_row
-from xr_avocado.plot_style import COLORS, FAINT, INK, NAMES, quiet
+from xr_avocado.plot_style import COLORS, FAINT, INK, NAMES, check_table, quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -240,6 +240,7 @@ def attribution_by_peaks(table: pd.DataFrame, *, axes: np.ndarray | None = None)
     """
     from matplotlib.ticker import MaxNLocator
 
+    check_table(table, (COMPONENT, "peak", "celltypes", "attribution", "bins", "assay"), "attribution_by_peaks")
     if table.empty:
         raise ValueError("there is nothing to draw: the table has no rows")
     axes = _new_columns() if axes is None else np.asarray(axes)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from xr_avocado.cube import ASSAY, CELLTYPE, CubeError
-from xr_avocado.io.atomic import replacing
+from xr_avocado.io.atomic import local_path, replacing
 from xr_avocado.plot_style import COLORS, INK, OTHER_COLORS
 
 __all__ = ["browser_tracks"]
@@ -58,13 +58,13 @@ def browser_tracks(
     ...     xa.plot.browser_tracks(files, f"{folder}/tracks.ini").read_text().splitlines()[:3]
     ['[C1 DNase]', 'file = C1.DNase.signal.bw', 'title = C1 DNase']
     """
-    if missing := [name for name in (CELLTYPE, ASSAY, "path") if name not in files.columns]:
+    if missing := [name for name in (CELLTYPE, ASSAY, "path") if name not in getattr(files, "columns", ())]:
         raise CubeError(
             f"files need the columns celltype, assay and path, as to_bigwig returns them; no {missing[0]!r}"
         )
     if files.empty:
         raise CubeError("there is no file to draw")
-    target = Path(os.path.abspath(path))
+    target = local_path(path, "the configuration is")
     assays = list(dict.fromkeys(files[ASSAY]))
     # Labels and paths may hold a percent sign, which is no reference to anything here.
     ini = ConfigParser(interpolation=None)

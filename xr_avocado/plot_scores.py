@@ -12,7 +12,7 @@ import pandas as pd
 from xr_avocado.cube import ASSAY, CELLTYPE, IMPUTED
 from xr_avocado.loci import REFERENCE
 from xr_avocado.measures import MEASURES
-from xr_avocado.plot_style import COLORS, FAINT, INK, NAMES, OTHER_COLORS, quiet
+from xr_avocado.plot_style import COLORS, FAINT, INK, NAMES, OTHER_COLORS, check_table, quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +65,7 @@ def scores(
     >>> axes[0].get_title(loc="left"), axes[0].get_ylabel()
     ('mse (arcsinh)', '↓ lower is better')
     """
+    check_table(table, (CELLTYPE, ASSAY, "method"), "evaluate")
     names = _measures(table, measures)
     tracks = table.groupby([ASSAY, CELLTYPE, "method"], sort=False, observed=True)[names].mean().reset_index()
     # A method without a score would have its name beside the figure and nothing in it.
@@ -121,6 +122,7 @@ def loci(table: pd.DataFrame, *, assay: str | Sequence[str] | None = None) -> np
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
+    check_table(table, (ASSAY, "method", "celltypes", "mse", "recall", "precision", "bins"), "variable_loci")
     known = table[ASSAY].unique().tolist()
     assays = known if assay is None else [assay] if isinstance(assay, str) else list(assay)
     if unknown := [name for name in assays if name not in known] or not assays:

@@ -59,8 +59,12 @@ def tasks(table: pd.DataFrame, *, by: str | Sequence[str] = "task", axes: Sequen
     ['expression']
     """
     keys = [by] if isinstance(by, str) else list(by)
-    if missing := [name for name in (*keys, "features", "average_precision") if name not in table]:
-        raise ValueError(f"the table has no column {missing[0]!r}; it has {', '.join(map(str, table.columns))}")
+    if missing := [
+        name for name in (*keys, "features", "average_precision") if name not in getattr(table, "columns", ())
+    ]:
+        raise ValueError(
+            f"there is no column {missing[0]!r} in what is to be drawn; give the frame that tasks.cross_validate returns"
+        )
     if table.empty:
         raise ValueError("there is nothing to draw: the table has no rows")
     panels = list(table.groupby(keys, sort=False))

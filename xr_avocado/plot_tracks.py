@@ -21,7 +21,7 @@ from xr_avocado.cube import (
     Experiment,
     as_experiments,
     check_cube,
-    check_known,
+    label_rows,
 )
 from xr_avocado.genome import GenomeError
 from xr_avocado.index import bins_of, select
@@ -164,10 +164,8 @@ def _pairs(ds: xr.Dataset, celltype: Any, assay: Any, pairs: Iterable[Any] | Non
         return as_experiments(ds, pairs)
     chosen = {}
     for dim, labels in ((CELLTYPE, celltype), (ASSAY, assay)):
-        chosen[dim] = (
-            [labels] if isinstance(labels, str) else ds[dim].values.tolist() if labels is None else list(labels)
-        )
-        check_known(dim, chosen[dim], ds[dim].values)
+        every = ds[dim].values
+        chosen[dim] = every[slice(None) if labels is None else label_rows(ds, dim, labels)].tolist()
     found = [Experiment(str(c), str(a)) for c in chosen[CELLTYPE] for a in chosen[ASSAY]]
     if len(found) > TRACKS and (celltype is None or assay is None):
         raise CubeError(f"{len(found)} tracks are too many for a figure: name some with celltype=, assay= or pairs=")

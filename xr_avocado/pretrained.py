@@ -94,9 +94,9 @@ def pretrained(
     >>> model = xa.datasets.pretrained("roadmap-hg19", chrom="chr21")  # doctest: +SKIP
     >>> model.avocado.impute("E003", "H3K9ac").avocado.sel("chr21:33Mb-34Mb").imputed.plot()  # doctest: +SKIP
     """
-    if model not in MODELS:
+    if not isinstance(model, str) or model not in MODELS:
         raise CubeError(f"{model!r} is not a published model; there are {', '.join(map(repr, MODELS))}")
-    chroms = [chrom] if isinstance(chrom, str) else list(chrom)
+    chroms = list(chrom) if isinstance(chrom, Sequence) and not isinstance(chrom, str) else [chrom]
     _check_chromosomes(chroms, regions)
     record, genome = MODELS[model]
     folder = cache_folder(cache) / model
@@ -114,10 +114,10 @@ def pretrained(
 def _check_chromosomes(chroms: Sequence[str], regions: Any) -> None:
     if not chroms or (PILOT in chroms and len(chroms) > 1) or (regions is not None and chroms != [PILOT]):
         raise CubeError(
-            f"chrom is a chromosome, several of them, or {PILOT!r} alone, which regions= goes with; got {', '.join(chroms) or 'none'}"
+            f"chrom is a chromosome, several of them, or {PILOT!r} alone, which regions= goes with; got {', '.join(map(str, chroms)) or 'none'}"
         )
     for c in chroms:
-        if c != PILOT and not re.fullmatch(r"chr\w{1,2}", c):
+        if c != PILOT and not re.fullmatch(r"chr\w{1,2}", str(c)):
             raise CubeError(f"{c!r} is not a chromosome as the published models name them: chr1, chr2, …, or {PILOT!r}")
 
 

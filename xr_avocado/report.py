@@ -134,7 +134,6 @@ def report(
     """
     if empty := [dim for dim in DIMS if not check_cube(ds).sizes.get(dim, 1)]:
         raise CubeError(f"this cube has no {empty[0]} to report on; choose others")
-    target = file_to_write(path, "a report is")
     if scores is not None and not (isinstance(scores, pd.DataFrame) and {"method", CELLTYPE, ASSAY} <= {*scores}):
         what = list(scores) if isinstance(scores, pd.DataFrame) else type(scores).__name__
         raise CubeError(f"scores is a frame as evaluate and cross_validate give it; got {what}")
@@ -146,6 +145,7 @@ def report(
     loci = [regions] if isinstance(regions, str) else None if regions is None else list(regions)
     for region in loci or []:
         select(ds, region)
+    target = file_to_write(path, "a report is")
     sections: dict[str, Callable[[], str]] = {
         "panel": lambda: _panel(ds),
         "checks": lambda: _checks(ds),

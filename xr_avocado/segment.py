@@ -124,13 +124,13 @@ def segment(
     sample, iterations, starts = (
         check_whole(name, given) for name, given in (("sample", sample), ("iterations", iterations), ("starts", starts))
     )
-    target = None if bed is None else file_to_write(bed, "a BED file is")
     features = _Features.of(ds if regions is None else select(ds, regions), scales)
     drawn = _drawn(features.bins, sample, seed)
     if sum(run.stop - run.start for run in drawn) < 10 * n_states:
         raise CubeError(
             f"{len(features.bins):,} bins are too few for {n_states} states: give ten bins a state, at least"
         )
+    target = None if bed is None else file_to_write(bed, "a BED file is")
     model, projection = _trained(features, drawn, n_states, (iterations, starts), seed)
     states = np.empty(len(features.bins), np.int16)
     with tqdm(total=len(states), desc="segment", unit="bin", unit_scale=True, disable=not progress) as bar:

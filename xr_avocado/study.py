@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -91,13 +92,13 @@ def _difference(name: str, held: Mapping[str, Any], asked: Mapping[str, Any]) ->
 
 def _check_file(path: Path) -> None:
     """Raise where something else lies there; nothing and an empty file are fine."""
-    if not path.exists():
+    if not os.path.exists(path):
         return
     try:
         with open(path, "rb") as lines:
             first = lines.readline(1 << 20)
         known = first == b"" or json.loads(first)["study_name"] == NAME
-    except (IsADirectoryError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         known = False
     if not known:
         raise CubeError(f"{path} is there already and holds no search: give another file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pandas as pd
 import xarray as xr
 
 from xr_avocado.aggregate import Windows, aggregate, covered
-from xr_avocado.cube import POSITION, CubeError
+from xr_avocado.cube import POSITION, CubeError, check_number
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import bins_of
 from xr_avocado.intervals import as_frame
@@ -67,6 +68,7 @@ def expression(
     >>> expression(track, genes, threshold=1.0)[["covered", "label"]].shape
     (2, 2)
     """
+    threshold = check_number("threshold", threshold)
     frame = as_frame(genes).drop(columns=["covered", "signal", LABEL], errors="ignore")
     frame = frame.assign(covered=0.0, signal=np.nan)
     for own, track in _by_strand(frame, tracks):
@@ -189,6 +191,7 @@ def replication_timing(
     >>> replication_timing(timing)[["start", "signal", "label"]].values.tolist()
     [[0, 1.0, True], [40000, -1.25, False], [80000, -2.0, False]]
     """
+    threshold = check_number("threshold", threshold)
     path = isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in (".bw", ".bigwig")
     if path:
         from xr_avocado.io.bigwig import chromosomes, read_bins
@@ -354,11 +357,14 @@ def _bedpe(source: Any) -> pd.DataFrame:
 
 
 def _read_bedpe(path: Any) -> pd.DataFrame:
-    if not Path(path).is_file():
-        raise GenomeError(f"there is no file {str(path)!r}")
-    with Path(path).open("rb") as file:
-        packed = "gzip" if file.read(2) == b"\x1f\x8b" else None
-    table = pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False, compression=packed)
+    if not isinstance(path, str | os.PathLike) or not os.path.isfile(path):
+        raise GenomeError(f"pairs are a frame or a BEDPE file, and there is no file {str(path)!r}")
+    try:
+        with Path(path).open("rb") as file:
+            packed = "gzip" if file.read(2) == b"\x1f\x8b" else None
+        table = pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False, compression=packed)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise GenomeError(f"{path} is not a BEDPE file, one pair a line: {str(error).strip()}") from None
     if str(table.iloc[0, 1]) in ("start1", "x1"):
         names = [str(name).lstrip("#") for name in table.iloc[0]]
         names[:6] = PAIR

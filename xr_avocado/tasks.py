@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from xr_avocado.cube import check_whole
 from xr_avocado.feature_sets import feature_sets, pair_feature_sets
 from xr_avocado.task_classifiers import INNER_FOLDS, Convention, Logistic, Trees, device_for
 from xr_avocado.task_folds import Split, deal_groups, splits
@@ -117,8 +118,11 @@ def cross_validate(
     {'told': 5, 'noise': 5, 'majority': 5}
     """
     classifier = _classifier(task, convention, device, seed)
-    if n_jobs is not None and n_jobs < 1:
-        raise ValueError(f"n_jobs must be at least 1; got {n_jobs}")
+    seed = check_whole("seed", seed, least=0)
+    n_jobs, folds, repeats = (
+        None if given is None else check_whole(name, given)
+        for name, given in (("n_jobs", n_jobs), ("folds", folds), ("repeats", repeats))
+    )
     pairs = task == "interactions"
     rows = Rows.of(features, labels, groups)
     divided = list(
@@ -228,7 +232,7 @@ def summary(table: pd.DataFrame, *, by: str | Iterable[str] = ()) -> pd.DataFram
     >>> summary(folds.assign(average_precision=[0.25, 0.75]))[["features", "folds", "mean", "se"]].values.tolist()
     [['own', 2, 0.5, 0.25]]
     """
-    keys = [*_columns(by), "task", "convention", "groups", "features"]
+    keys = _keys(table, [*_columns(by), "task", "convention", "groups", "features"])
     grouped = table.groupby(keys, sort=False)["average_precision"]
     return grouped.agg(folds="count", mean="mean", se="sem").reset_index()
 
@@ -270,7 +274,7 @@ def compare(
     """
     if test not in ("corrected_t", "wilcoxon"):
         raise ValueError(f"test is 'corrected_t' or 'wilcoxon'; got {test!r}")
-    keys = [*_columns(by), "task", "convention", "groups"]
+    keys = _keys(table, [*_columns(by), "task", "convention", "groups"])
     found = []
     for key, own in table[table["features"] != MAJORITY].groupby(keys, sort=False):
         folds = own.pivot(index=["repeat", "fold"], columns="features", values="average_precision")
@@ -284,6 +288,13 @@ def compare(
         raise ValueError("there are no two feature sets to compare")
     out = pd.DataFrame(found)
     return out.assign(p_holm=_holm(out["p"].to_numpy()))
+
+
+def _keys(table: Any, names: list[str]) -> list[str]:
+    """Return names of columns; raise where a table of scores lacks one."""
+    if missing := [name for name in (*names, "average_precision") if name not in getattr(table, "columns", ())]:
+        raise ValueError(f"the table has no column {missing[0]!r}; give the frame that tasks.cross_validate returns")
+    return names
 
 
 def _columns(by: str | Iterable[str]) -> list[str]:

@@ -124,7 +124,7 @@ def read_keras(
     ...     model.avocado.impute("C1", "H3K4me3").imputed.sel(celltype="C1", assay="H3K4me3").values.shape
     (2000,)
     """
-    paths = [path] if isinstance(path, str | os.PathLike) else list(path)
+    paths = list(path) if isinstance(path, Sequence) and not isinstance(path, str) else [path]
     if not paths:
         raise CubeError("there is no model to read: give the name of one, or several")
     sizes = None if genome is None else chromosome_sizes(genome)

@@ -19,6 +19,7 @@ __all__ = [
     "folder_to_write",
     "former",
     "link_tree",
+    "local_path",
     "remove",
     "replacing",
     "swap_in",
@@ -39,6 +40,8 @@ ADVICE = {
     errno.ENOTDIR: "a part of its path is a file: choose another name",
     errno.EISDIR: "a folder is there: choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "its folder cannot be made: write to another place",
+    errno.ELOOP: "its path is links that lead in a circle: choose another name",
 }
 """What to do where a disk does not take what is written, by what it says."""
 
@@ -61,11 +64,15 @@ def telling(target: Path) -> Iterator[None]:
 
 
 def _is_about(error: OSError, target: Path) -> bool:
-    """Tell whether an error may be of writing ``target``: it names no file, or one beside or above it, and none that is read."""
+    """Tell whether an error may be of writing ``target``: it names no file, or one beside or above it, and none that is read.
+
+    What is not there was to be read, unless it is the target or a folder above it.
+    """
+    missing = error.errno == errno.ENOENT
     if not isinstance(error.filename, str | os.PathLike):
-        return True
+        return not missing
     named = Path(os.path.abspath(error.filename))
-    return named.is_relative_to(target.parent) or target.is_relative_to(named)
+    return target.is_relative_to(named) or (named.is_relative_to(target.parent) and not missing)
 
 
 def file_to_write(path: str | os.PathLike[str], what: str) -> Path:
@@ -76,10 +83,10 @@ def file_to_write(path: str | os.PathLike[str], what: str) -> Path:
     CubeError
         Where it is no path of this machine, a folder, or in a folder that cannot be written.
     """
-    target = _local(path, what)
-    if target.is_dir():
+    target = local_path(path, what)
+    if os.path.isdir(target):
         raise CubeError(f"{target} cannot be written: {os.strerror(errno.EISDIR)}; {ADVICE[errno.EISDIR]}")
-    _touch_in(target.parent)
+    _try(target, told=target)
     return target
 
 
@@ -91,23 +98,35 @@ def folder_to_write(path: str | os.PathLike[str], what: str) -> Path:
     CubeError
         Where it is no path of this machine, a file, or cannot be written.
     """
-    target = _local(path, what)
-    _touch_in(target)
+    target = local_path(path, what)
+    _try(target / "x", told=target)
     return target
 
 
-def _local(path: str | os.PathLike[str], what: str) -> Path:
-    if not isinstance(path, str | os.PathLike) or "://" in str(path):
+def local_path(path: str | os.PathLike[str], what: str) -> Path:
+    """Give the absolute path that a user means; ``what`` is to be written there is for the message.
+
+    Raises
+    ------
+    CubeError
+        Where it is none of this machine.
+    """
+    if not isinstance(path, str | os.PathLike) or "://" in str(path) or "\0" in str(path) or not str(path):
         raise CubeError(f"{what} written to a path of this machine; got {path!r}")
     return Path(os.path.abspath(path))
 
 
-def _touch_in(folder: Path) -> None:
-    probe = folder / f".{uuid.uuid4().hex[:8]}.tmp"
-    with telling(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+def _try(target: Path, *, told: Path) -> None:
+    """Make the folder of a target, and a file in it of as long a name as the target has until it is whole."""
+    temporary = _temporary(target)
+    with telling(told):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 @contextmanager
@@ -120,7 +139,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         Where the disk is full, read-only, not ours or broken.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(target)
     with telling(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

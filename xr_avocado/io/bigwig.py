@@ -100,8 +100,8 @@ class BigWig:
             self._file = open(name, "rb")
         except FileNotFoundError:
             raise BigWigError(f"{name} is not there") from None
-        except OSError as error:
-            raise BigWigError(f"{name} cannot be read: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise BigWigError(f"{name} cannot be read: {getattr(error, 'strerror', error)}") from None
         try:
             self._header = read_header(name, self._file)
             self.sizes = read_chromosomes(name, self._file, self._header)

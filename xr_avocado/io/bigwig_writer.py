@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from xr_avocado.genome import GenomeBins
-from xr_avocado.io.atomic import remove, replacing
+from xr_avocado.io.atomic import local_path, remove, replacing
 from xr_avocado.io.header import BigWigError, check_whole
 from xr_avocado.io.segments import check_axis, segments_of
 
@@ -106,7 +106,7 @@ def written_rows(bins: GenomeBins, sizes: Mapping[str, int], *, step: int = PIEC
 def track_writer(path: str | os.PathLike[str], bins: GenomeBins, sizes: Mapping[str, int]) -> Iterator[TrackWriter]:
     """Open a track for writing; the file takes its place when the block ends without an error."""
     check_axis(bins, sizes, source="sizes")
-    with replacing(path) as temporary:
+    with replacing(local_path(path, "a bigWig is")) as temporary:
         writer = TrackWriter(str(temporary), bins, sizes)
         try:
             yield writer

@@ -13,11 +13,11 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from xr_avocado.assembly import assembly_name, chromosome_sizes
-from xr_avocado.cube import ASSAY, CELLTYPE, DIMS, OBSERVED, SIGNAL, CubeError
+from xr_avocado.cube import ASSAY, CELLTYPE, DIMS, OBSERVED, SIGNAL, check_whole
 from xr_avocado.genome import GenomeBins
 from xr_avocado.index import bins_of
 from xr_avocado.intervals import as_frame
-from xr_avocado.io.atomic import former, link_tree, remove, swap_in, telling, unfinished
+from xr_avocado.io.atomic import former, link_tree, local_path, remove, swap_in, telling, unfinished
 from xr_avocado.io.bigwig import UNCOVERED, Uncovered
 from xr_avocado.io.chunks import count_chunks
 from xr_avocado.io.encoding import (
@@ -127,17 +127,14 @@ def build_cube(
     if uncovered not in UNCOVERED:
         raise ValueError(f"uncovered must be one of {', '.join(UNCOVERED)}; got {uncovered!r}")
     precision_of(precision, transform)
-    if n_jobs is not None and n_jobs < 1:
-        raise ValueError(f"n_jobs must be at least 1; got {n_jobs}")
-    if not isinstance(store, str | os.PathLike) or "://" in str(store):
-        raise CubeError(f"a cube is built in a folder of this machine; got {store!r}")
-    target = Path(os.path.abspath(store))
+    n_jobs = None if n_jobs is None else check_whole("n_jobs", n_jobs)
+    target = local_path(store, "a cube is")
     with only_one(target):
         _restore(target)
         check_replaceable(target)
         sizes = chromosome_sizes(genome)
         tracks = read_sheet(sheet, replicates=replicates)
-        existing = open_cube(target) if target.exists() else None
+        existing = open_cube(target) if os.path.exists(target) else None
         bins = _axis(tracks, regions, binsize, sizes, existing)
         attrs = {"genome": assembly_name(genome), "chromsizes": sizes, "transform": transform, "uncovered": uncovered}
         plan = make_plan(target, tracks, bins, attrs, precision=precision, existing=existing)
@@ -154,7 +151,7 @@ def build_cube(
 def _restore(target: Path) -> None:
     """Put a store back that a build was killed in replacing, in the instant when it was neither the old nor the new one."""
     old = former(unfinished(target) / SKELETON)
-    if old.exists() and not target.exists():
+    if os.path.exists(old) and not os.path.exists(target):
         os.rename(old, target)
 
 

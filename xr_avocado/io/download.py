@@ -16,6 +16,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from xr_avocado.io.atomic import local_path
+
 __all__ = ["DownloadError", "Remote", "cache_folder", "fetch", "get_json"]
 
 ATTEMPTS = 5
@@ -48,7 +50,7 @@ def cache_folder(cache: str | os.PathLike[str] | None) -> Path:
     """Settle where files are kept: the folder given, or the one of the environment variable ``XR_AVOCADO_CACHE``, or the system's."""
     import pooch
 
-    return Path(os.path.abspath(cache or os.environ.get("XR_AVOCADO_CACHE") or pooch.os_cache("xr_avocado")))
+    return local_path(cache or os.environ.get("XR_AVOCADO_CACHE") or pooch.os_cache("xr_avocado"), "downloads are")
 
 
 def fetch(remote: Remote, folder: Path, *, progress: bool) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from xr_avocado.cube import CubeError
-from xr_avocado.io.atomic import replacing
+from xr_avocado.io.atomic import local_path, replacing
 
 if TYPE_CHECKING:
     import h5py
@@ -174,7 +174,7 @@ class Pair:
 
 def pair_paths(path: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Name the two files of a model, from what they have in common or from either of them."""
-    name = os.path.abspath(path)
+    name = str(local_path(path, "a model is read from or"))
     stem = name.removesuffix(".json") if name.endswith(".json") else name.removesuffix(".h5")
     return Path(f"{stem}.json"), Path(f"{stem}.h5")
 
@@ -192,8 +192,9 @@ def read_pair(path: str | os.PathLike[str]) -> Pair:
     """
     json_path, h5_path = pair_paths(path)
     for file_path, other in ((json_path, h5_path), (h5_path, json_path)):
-        if not file_path.is_file():
-            there = f"{other.name} is there, but a model is both" if other.is_file() else "a model is a .json and a .h5"
+        if not os.path.isfile(file_path):
+            is_there = os.path.isfile(other)
+            there = f"{other.name} is there, but a model is both" if is_there else "a model is a .json and a .h5"
             raise CubeError(f"there is no file {file_path}: {there}; give the name that they have in common")
     header = Header.from_json(_json(json_path), json_path)
     with _opened(h5_path) as file:
@@ -214,7 +215,7 @@ def _json(path: Path) -> Any:
         )
     try:
         return json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise CubeError(f"{path} is no JSON, or not all of it is there: {error}") from None
 
 
@@ -374,7 +375,7 @@ def write_pair(
     import h5py
 
     json_path, h5_path = pair_paths(path)
-    if there := [str(p) for p in (json_path, h5_path) if p.exists() and not overwrite]:
+    if there := [str(p) for p in (json_path, h5_path) if os.path.exists(p) and not overwrite]:
         raise CubeError(f"{' and '.join(there)} is there already; give overwrite=True to replace it, or another name")
     architecture = _architecture(header)
     with replacing(json_path) as new_json, replacing(h5_path) as new_h5:

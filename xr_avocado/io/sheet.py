@@ -99,8 +99,10 @@ def _table(sheet: Any) -> tuple[pd.DataFrame, Path, str]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise SheetError(f"there is no sheet {path}: give a TSV or CSV file with the columns {', '.join(COLUMNS)}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise SheetError(
+            f"{path} is a folder or a pipe; a sheet is a TSV or CSV file with the columns {', '.join(COLUMNS)}"
+        )
     try:
         with path.open(encoding="utf-8-sig") as file:
             sep = "\t" if "\t" in file.readline() else ","
@@ -108,6 +110,10 @@ def _read(path: Path) -> pd.DataFrame:
             # Of rows that are longer than the header pandas would drop cells.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise SheetError(
+            f"there is no sheet {path}: give a TSV or CSV file with the columns {', '.join(COLUMNS)}"
+        ) from None
     except UnicodeDecodeError as error:
         raise SheetError(
             f"{path} is not UTF-8 text ({error}): save it as UTF-8, e.g. as 'CSV UTF-8' in Excel"

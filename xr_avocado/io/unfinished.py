@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
+from xr_avocado.cube import CubeError
 from xr_avocado.io.atomic import remove, replacing, sweep, telling, unfinished
+from xr_avocado.io.checkpoint import read_array
 
 __all__ = ["Unfinished"]
 
-_IDENTITY = "identity"
+_IDENTITY, _VALUES = "identity", "values"
+
+logger = logging.getLogger("xr_avocado")
 
 
 class Unfinished:
@@ -29,10 +34,11 @@ class Unfinished:
     def __init__(self, target: Path, identity: str) -> None:
         self.home, self.folder = target.parent, unfinished(target)
         note = self.folder / _IDENTITY
-        if not note.is_file() or note.read_text() != identity:
+        if not note.is_file() or note.read_bytes() != identity.encode():
             remove(self.folder)
-            self.folder.mkdir(parents=True)
-            note.write_text(identity)
+            with telling(target):
+                self.folder.mkdir(parents=True)
+                note.write_text(identity)
 
     def is_done(self, path: Path) -> bool:
         """Tell whether a file was finished by an earlier call; else remove what that one left of it."""
@@ -46,13 +52,16 @@ class Unfinished:
         (self.folder / f"{path.name}.done").touch()
 
     def piece(self, group: Sequence[tuple[str, str]], rows: slice, compute: Callable[[], np.ndarray]) -> np.ndarray:
-        """Give the values of a piece: those that were kept, or else compute and keep them."""
-        path = self._pieces(group) / f"{rows.start}.npy"
+        """Give the values of a piece: those that were kept, whole as their checksum tells, or else compute and keep them."""
+        path = self._pieces(group) / f"{rows.start}.npz"
         if path.exists():
-            return np.load(path, allow_pickle=False)
+            try:
+                return read_array(path, _VALUES)
+            except CubeError:
+                logger.warning("%s is damaged: what it held is computed anew", path)
         values = compute()
-        with telling(path), replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, values)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **{_VALUES: values})
         return values
 
     def drop_pieces(self, group: Sequence[tuple[str, str]]) -> None:

@@ -19,7 +19,7 @@ from xr_avocado.axis import coordinate_names
 from xr_avocado.cube import ASSAY, CELLTYPE, OBSERVED, POSITION, SIGNAL, CubeError, check_cube
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import assign_bins
-from xr_avocado.io.atomic import fitting, replacing, sweep, unfinished
+from xr_avocado.io.atomic import fitting, local_path, replacing, sweep, unfinished
 from xr_avocado.io.chunks import COUNTED, CheckedStore, count_chunks
 from xr_avocado.io.encoding import (
     BINSIZE,
@@ -85,6 +85,8 @@ def open_cube(store: Any, *, chunks: Mapping[str, int] | None = None) -> xr.Data
 
 def _open(store: Any, chunks: Mapping[str, int] | None) -> xr.Dataset:
     if isinstance(store, str | os.PathLike) and "://" not in str(store):
+        if not str(store):
+            raise CubeError(f"there is no store {store!r}; give the folder that build_cube or to_zarr wrote")
         _check_there(Path(store))
         files: Any = CheckedStore(os.path.abspath(store), read_only=True)
     else:
@@ -112,7 +114,7 @@ def _check_there(path: Path) -> None:
         )
     if os.path.exists(fitting(path)):
         raise CubeError(f"the training of {path} has not finished: run the same fit again, it goes on where it stopped")
-    for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+    for old in glob.glob(f"{glob.escape(str(path.parent))}/.{glob.escape(path.name)}.*.old"):
         raise CubeError(
             f"there is no store {path}: replacing it was interrupted. Its former contents are {old}; rename it"
         )
@@ -249,9 +251,7 @@ def _write_along(layers: xr.Dataset, encoding: dict[Any, Any], path: Path, *, pr
 
 
 def _target(store: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    if not isinstance(store, str | os.PathLike) or "://" in str(store):
-        raise CubeError(f"a cube is written to a folder of this machine, so that it is whole or absent; got {store!r}")
-    path = Path(os.path.abspath(store))
+    path = local_path(store, "a cube is")
     # Not Path.exists(), which raises where a name is too long or a folder may not be looked into.
     if os.path.exists(path) and not overwrite:
         raise CubeError(f"{path} is there already; give overwrite=True to replace it, or another name")

@@ -111,7 +111,9 @@ def _attributed(ways: _NetworkWays, n_tracks: int, steps: int, tolerance: float)
     every = np.arange(ways.n_ways)
     ends = np.stack([ways.values(every, np.full(len(every), point)) for point in (0.0, 1.0)], axis=1)
     of_track = np.ptp(ends.reshape(n_tracks, -1), axis=1).repeat(len(every) // n_tracks)
-    parts = integrate(ways, ends, steps=steps, allowed=tolerance * of_track)
+    # Of a track that is the same everywhere, infinity would be no number.
+    allowed = np.full_like(of_track, np.inf) if np.isinf(tolerance) else tolerance * of_track
+    parts = integrate(ways, ends, steps=steps, allowed=allowed)
     return np.concatenate([parts, ends[:, ::-1]], axis=1).reshape(n_tracks, -1, parts.shape[1] + 2).swapaxes(1, 2)
 
 

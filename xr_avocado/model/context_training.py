@@ -164,6 +164,9 @@ class _Run:
         # Of the member in training: samples seen, points of its curve, losses since the last one.
         self.seen, self.reports = 0, 0
         self.losses: list[Tensor] = []
+        # Its least error so far, and its parameters then: what is left of it where it diverges.
+        self.least: tuple[float, dict[str, Tensor]] = (math.inf, {})
+        self.stopped = False
 
     @property
     def before(self) -> int:
@@ -172,7 +175,7 @@ class _Run:
 
     @property
     def finished(self) -> bool:
-        return len(self.members) == self.config.context_members and self.seen >= self.samples
+        return self.stopped or (len(self.members) == self.config.context_members and self.seen >= self.samples)
 
     def begin(self) -> None:
         """Begin a member."""
@@ -182,7 +185,7 @@ class _Run:
         rate, decay = self.config.context_learning_rate, self.config.context_decay
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay)
         self.members.append(net)
-        self.seen, self.reports, self.losses = 0, 0, []
+        self.seen, self.reports, self.losses, self.least = 0, 0, [], (math.inf, {})
 
     def advance(self) -> int:
         """Take a step with the member in training, or the next one's first; return the samples it saw."""
@@ -203,9 +206,20 @@ class _Run:
         self.history.append(point)
         self.reports, self.losses = self.reports + 1, []
         if not math.isfinite(point[1]):
-            raise ValueError(
-                f"training error of the context term is no longer finite: lower {self.config.context_learning_rate=}"
-            )
+            self._diverged()
+        elif point[1] < self.least[0]:
+            self.least = point[1], {name: value.clone() for name, value in self.members[-1].state_dict().items()}
+
+    def _diverged(self) -> None:
+        """Stop with the last good state: the members before, or else this one where its error was least."""
+        says = "training error of the context term is no longer finite: lower context_learning_rate, which is"
+        rate, (_, good) = self.config.context_learning_rate, self.least
+        if good:
+            self.members[-1].load_state_dict(good)
+        elif len(self.members) == 1:
+            raise ValueError(f"{says} {rate:g}")
+        logger.warning("%s %g; what was learnt before is kept", says, rate)
+        self.stopped, self.seen = True, min(self.seen, self.samples - 1)
 
     def save(self, checkpoint: Checkpoint) -> None:
         tensors = named("random", random_states(self.sampler.random, self.device))
@@ -214,7 +228,13 @@ class _Run:
             tensors |= named(f"members/{i}", member.state_dict())
         if self.losses:
             tensors["losses"] = torch.stack(self.losses)
-        state = {"members": len(self.members), "seen": self.seen, "reports": self.reports, "history": self.history}
+        state = {
+            "members": len(self.members),
+            "seen": self.seen,
+            "reports": self.reports,
+            "history": self.history,
+            "stopped": self.stopped,
+        }
         checkpoint.save(as_arrays(tensors), state)
 
     def restore(self, saved: Saved) -> None:
@@ -224,7 +244,7 @@ class _Run:
         restore_moments(self.optimizer, under("moments", saved.arrays))
         restore_random(under("random", saved.arrays), self.sampler.random, self.device)
         self.seen, self.reports = saved.state["seen"], saved.state["reports"]
-        self.history = [(x, y) for x, y in saved.state["history"]]
+        self.history, self.stopped = [(x, y) for x, y in saved.state["history"]], saved.state.get("stopped", False)
         self.losses = [torch.tensor(x, device=self.device) for x in saved.arrays.get("losses", ())]
 
 
