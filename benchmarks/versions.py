@@ -1,7 +1,7 @@
 """The quick tests with the versions that are installed, as a row of a table: versions, passed, skipped, failed.
 
-``python benchmarks/versions.py NAME [TEST ...]``, run by the Python of the environment that is to be tried, e.g. one made of the oldest versions that
-pyproject.toml allows: ``uv pip compile --resolution lowest-direct --extra test pyproject.toml``. With TESTs given, these files alone.
+``python benchmarks/versions.py NAME [TEST ...]``, run by the Python of the environment that is to be tried; ``make test-oldest`` makes one of the
+oldest versions that pyproject.toml allows, and calls this. With TESTs given, these files alone.
 A test that fails since a dependency is not installed counts as skipped, and a file of tests that is not read for that as one test.
 """
 

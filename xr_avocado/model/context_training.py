@@ -164,7 +164,9 @@ class _Run:
         # Of the member in training: samples seen, points of its curve, losses since the last one.
         self.seen, self.reports = 0, 0
         self.losses: list[Tensor] = []
-        # Its least error so far, and its parameters then: what is left of it where it diverges.
+        # Parameters at its last report, and those that had the least error until the next, below that of the start: what is left of it
+        # where it diverges.
+        self.last: dict[str, Tensor] = {}
         self.least: tuple[float, dict[str, Tensor]] = (math.inf, {})
         self.stopped = False
 
@@ -185,7 +187,8 @@ class _Run:
         rate, decay = self.config.context_learning_rate, self.config.context_decay
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay)
         self.members.append(net)
-        self.seen, self.reports, self.losses, self.least = 0, 0, [], (math.inf, {})
+        self.seen, self.reports, self.losses = 0, 0, []
+        self.last, self.least = {}, (math.inf, {})
 
     def advance(self) -> int:
         """Take a step with the member in training, or the next one's first; return the samples it saw."""
@@ -207,8 +210,9 @@ class _Run:
         self.reports, self.losses = self.reports + 1, []
         if not math.isfinite(point[1]):
             self._diverged()
-        elif point[1] < self.least[0]:
-            self.least = point[1], {name: value.clone() for name, value in self.members[-1].state_dict().items()}
+        if point[1] < self.least[0]:
+            self.least = point[1], self.last
+        self.last = {name: value.clone() for name, value in self.members[-1].state_dict().items()}
 
     def _diverged(self) -> None:
         """Stop with the last good state: the members before, or else this one where its error was least."""
