@@ -192,6 +192,8 @@ OF_ANOTHER_KIND = [
     verb("relationships", genes=7, **QUIET),
     verb("to_zarr", 7, **QUIET),
     verb("to_bigwig", 7, **QUIET),
+    verb("to_bigwig", "out", n_jobs="many", **QUIET),
+    verb("to_bigwig", "out", n_jobs=-1, **QUIET),
     verb("to_keras", 7, **QUIET),
     verb("calibrate", 7.5, **QUIET),
     verb("calibrate", 1, **QUIET),

@@ -8,12 +8,14 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 from xr_avocado.assembly import chromosome_sizes
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import assign_bins
+from xr_avocado.io.build import build_cube
 from xr_avocado.io.export import to_bigwig
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +128,16 @@ def test_a_label_cannot_write_outside_the_folder(tmp_path, label):
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) == 2 and all(path.parent == out for path in written)
     assert [Path(path).parent for path in files.path] == [out]
+    cube.avocado.to_chromhmm(tmp_path / "deep" / "states", variable="signal", binsize=25, progress=False)
+    store = tmp_path / "deep" / "cube.zarr"
+    # A sheet's cells are stripped, and a line that ends in one is two.
+    if (kept := label.strip()) and "\0" not in label:
+        sheet = pd.DataFrame({"celltype": [kept], "assay": kept, "path": files.path.iloc[0]})
+        built = build_cube(sheet, store, genome={"chr1": 50}, n_jobs=1, progress=False)
+        assert built.celltype.values.tolist() == [kept]
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or path.parent in (out, out.with_name("states")) or path.is_relative_to(store)
+    assert {path.name for path in tmp_path.iterdir()} == {"deep"}
 
 
 def test_the_ci_audits_the_dependencies():

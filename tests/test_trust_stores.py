@@ -191,16 +191,19 @@ def test_arrays_that_cannot_be_are_told(store, change):
 
 
 def test_of_two_writers_the_second_is_told(tmp_path, simulated):
-    sheet = sheet_of(tmp_path)
-    with only_one(tmp_path / "cube.zarr"):
-        for write in (
-            lambda: build_cube(sheet, tmp_path / "cube.zarr", genome=SIZES, progress=False),
-            lambda: to_zarr(simulated, tmp_path / "cube.zarr", progress=False),
-        ):
-            with pytest.raises(CubeError, match=r"another process is writing .*cube\.zarr: wait until it has ended"):
-                write()
-    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
-    build_cube(sheet, tmp_path / "cube.zarr", genome=SIZES, n_jobs=1, progress=False)
+    sheet, part = sheet_of(tmp_path / "in"), simulated.isel(position=slice(4_000))
+    model = part.avocado.sel("chr1").avocado.fit("small", epochs=1, progress=False)
+    writers = {
+        "cube.zarr": lambda: build_cube(sheet, tmp_path / "cube.zarr", genome=SIZES, n_jobs=1, progress=False),
+        "copy.zarr": lambda: to_zarr(part, tmp_path / "copy.zarr", progress=False),
+        "out/samples.tsv": lambda: to_bigwig(part, tmp_path / "out", variable="signal", progress=False),
+        "chr1.json": lambda: model.avocado.to_keras(tmp_path / "chr1", progress=False),
+    }
+    for name, write in writers.items():
+        with only_one(tmp_path / name), pytest.raises(CubeError, match=rf"another process is writing .*{name}: wait"):
+            write()
+        assert [path.name for path in tmp_path.rglob(".*")] == []
+        write()
 
 
 def test_a_lock_ends_with_its_process(tmp_path):

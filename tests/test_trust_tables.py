@@ -16,6 +16,7 @@ from xr_avocado.assembly import chromosome_sizes
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.intervals import as_frame
 from xr_avocado.io.sheet import SheetError, axis_of, read_sheet
+from xr_avocado.task_labels import interactions
 
 ROWS = [("E003", "H3K4me3", "a.bw"), ("E017", "DNase", "sub/b.bw")]
 HEADER = ["celltype", "assay", "path"]
@@ -192,6 +193,46 @@ def test_any_bytes_are_intervals_or_an_error_with_the_file_s_name(content, tmp_p
             assert ((frame.start >= 0) & (frame.end > frame.start)).all()
         except GenomeError as error:
             assert "any.bed" in str(error)
+
+
+def test_gtf_read_by_pyranges_is_0_based_and_half_open(tmp_path):
+    import pyranges
+
+    rows = [
+        "##format: gtf",
+        'chr1\thand\tgene\t1001\t2000\t.\t-\t.\tgene_id "A";',
+        'chr2\thand\tgene\t1\t1\t.\t+\t.\tgene_id "B";',
+    ]
+    for end in ("\n", "\r\n"):
+        (tmp_path / "genes.gtf").write_bytes((end.join(rows) + end).encode())
+        frame = as_frame(pyranges.read_gtf(str(tmp_path / "genes.gtf")))
+        assert frame[["chrom", "start", "end", "strand"]].values.tolist() == [
+            ["chr1", 1_000, 2_000, "-"],
+            ["chr2", 0, 1, "+"],
+        ]
+
+
+@pytest.mark.parametrize("pack", [lambda text: gzip.compress(text, mtime=0), bytes])
+def test_a_little_file_that_unpacks_to_a_lot_is_told(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr("xr_avocado.intervals.LARGEST", 1_000)
+    for text in (b"chr1\t5\t10\n" * 101, b"chr1" * 251):
+        (tmp_path / "x.bed").write_bytes(pack(text))
+        for read_all in (as_frame, interactions):
+            with pytest.raises(GenomeError, match=r"x\.bed holds more than 1,000 characters"):
+                read_all(tmp_path / "x.bed")
+    (tmp_path / "x.bed").write_bytes(pack(b"chr1\t5\t10\n" * 90))
+    assert len(as_frame(tmp_path / "x.bed")) == 90
+
+
+@given(content=st.binary(max_size=200))
+def test_any_bytes_are_pairs_or_an_error_with_the_file_s_name(content, tmp_path_factory):
+    path = tmp_path_factory.getbasetemp() / "any.bedpe"
+    for head in (b"", b"chr1\t5\t10\tchr1\t50\t90\t1\n", b"\x1f\x8b"):
+        path.write_bytes(head + content)
+        try:
+            interactions(path, column="column7")
+        except GenomeError as error:
+            assert "any.bedpe" in str(error) or "pair" in str(error)
 
 
 @pytest.mark.parametrize("name", ["genes.gtf", "genes.gff3", "genes.GTF", "genes.gtf.gz"])

@@ -19,10 +19,12 @@ from xr_avocado.genome import GenomeError, unknown_chromosome
 if TYPE_CHECKING:
     from pyranges import PyRanges
 
-__all__ = ["as_frame", "is_region", "parse_region", "to_pyranges"]
+__all__ = ["as_frame", "is_region", "parse_region", "text_lines", "to_pyranges"]
 
 _PYRANGES = {"Chromosome": "chrom", "Start": "start", "End": "end", "Strand": "strand"}
 _BED = ("chrom", "start", "end", "name", "score", "strand")
+LARGEST = 1 << 30
+"""Characters of text that are read of a file, at most."""
 _WHOLE = 1 << 40
 """The end of a chromosome whose length nobody gave: beyond any, and far from where int64 overflows."""
 
@@ -154,20 +156,41 @@ def _read_bed(path: Path) -> pd.DataFrame:
 
 
 def _interval_lines(path: Path) -> list[str]:
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise GenomeError(f"{path} is a folder or a pipe; intervals are read from a file")
     if {suffix.lower() for suffix in path.suffixes} & set(_GTF):
         raise GenomeError(f"{path} is GTF or GFF, which is 1-based: read it with pyranges.read_gtf and give its result")
+    return [line for line in text_lines(path) if line.strip() and not line.startswith(("#", "track", "browser"))]
+
+
+def text_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Read the lines of a text file, plain or gzipped, of at most 1 GB; they are held in memory.
+
+    Raises
+    ------
+    GenomeError
+        Where there is no such file, it is no text, or it unpacks to more.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise GenomeError(f"{path} is a folder or a pipe; intervals are read from a file")
+    lines, left = [], LARGEST
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             opener = gzip.open if file.read(2) == b"\x1f\x8b" else open
         with opener(path, "rt", encoding="utf-8-sig") as file:
-            lines = [line.rstrip("\r\n") for line in file]
+            # A little gzip may hold a lot, also in one line.
+            while line := file.readline(left + 1):
+                left -= len(line)
+                if left < 0:
+                    raise GenomeError(
+                        f"{path} holds more than {LARGEST:,} characters of text: cut it to what is needed"
+                    )
+                lines.append(line.rstrip("\r\n"))
+    except GenomeError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise GenomeError(f"there is no file {str(path)!r}") from None
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise GenomeError(f"{path} cannot be read as text, plain or gzipped: {error}") from None
-    return [line for line in lines if line.strip() and not line.startswith(("#", "track", "browser"))]
+    return lines
 
 
 def _header(fields: list[str]) -> list[str] | None:

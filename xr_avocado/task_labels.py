@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from xr_avocado.aggregate import Windows, aggregate, covered
 from xr_avocado.cube import POSITION, CubeError, check_number
 from xr_avocado.genome import GenomeBins, GenomeError
 from xr_avocado.index import bins_of
-from xr_avocado.intervals import as_frame
+from xr_avocado.intervals import as_frame, text_lines
 from xr_avocado.task_folds import PAIR
 from xr_avocado.task_tables import LABEL, PLACE
 from xr_avocado.transforms import transform_named
@@ -357,15 +357,14 @@ def _bedpe(source: Any) -> pd.DataFrame:
 
 
 def _read_bedpe(path: Any) -> pd.DataFrame:
-    if not isinstance(path, str | os.PathLike) or not os.path.isfile(path):
-        raise GenomeError(f"pairs are a frame or a BEDPE file, and there is no file {str(path)!r}")
+    if not isinstance(path, str | os.PathLike):
+        raise GenomeError(f"pairs are a frame, or the path of a BEDPE file; got {type(path).__name__}")
+    text = io.StringIO("\n".join(text_lines(path)))
     try:
-        with Path(path).open("rb") as file:
-            packed = "gzip" if file.read(2) == b"\x1f\x8b" else None
-        table = pd.read_csv(path, sep="\t", header=None, dtype=str, keep_default_na=False, compression=packed)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+        table = pd.read_csv(text, sep="\t", header=None, dtype=str, keep_default_na=False)
+    except ValueError as error:
         raise GenomeError(f"{path} is not a BEDPE file, one pair a line: {str(error).strip()}") from None
-    if str(table.iloc[0, 1]) in ("start1", "x1"):
+    if table.shape[1] > 1 and str(table.iloc[0, 1]) in ("start1", "x1"):
         names = [str(name).lstrip("#") for name in table.iloc[0]]
         names[:6] = PAIR
         table = table.iloc[1:].reset_index(drop=True)

@@ -27,6 +27,7 @@ from xr_avocado.cube import (
     as_experiments,
     check_bins,
     check_cube,
+    check_whole,
     label_rows,
 )
 from xr_avocado.genome import GenomeBins, unknown_chromosome
@@ -34,6 +35,7 @@ from xr_avocado.index import bins_of
 from xr_avocado.io.atomic import folder_to_write, replacing
 from xr_avocado.io.bigwig_writer import check_room, written_rows
 from xr_avocado.io.encoding import is_position
+from xr_avocado.io.lock import only_one
 from xr_avocado.io.segments import check_axis
 from xr_avocado.io.unfinished import Unfinished
 from xr_avocado.io.writers import Writers, writer_count
@@ -101,8 +103,8 @@ def to_bigwig(
     Raises
     ------
     CubeError
-        Where the cube lacks the variable, a label, or its chromosomes' lengths (``attrs["chromsizes"]``), or the folder cannot be
-        written to.
+        Where the cube lacks the variable, a label, or its chromosomes' lengths (``attrs["chromsizes"]``), the folder cannot be
+        written to, or another process writes tracks there.
     BigWigError
         Where its disk has too little room.
 
@@ -120,13 +122,32 @@ def to_bigwig(
             f"{variable!r} has the dims {', '.join(map(str, ds[variable].dims))}; tracks are celltype x assay x position"
         )
     check_bins(ds, "write")
+    n_jobs = None if n_jobs is None else check_whole("n_jobs", n_jobs, least=0)
     bins = bins_of(ds)
     sizes = _sizes(ds, bins)
     check_axis(bins, sizes, source="attrs['chromsizes']")
     chosen = _chosen(ds, variable, tracks)
     home = folder_to_write(folder, "tracks are")
     paths = dict(zip(chosen, _paths(home, chosen, variable), strict=True))
-    step = _step(len(chosen))
+    sheet = pd.DataFrame([(*track, str(path)) for track, path in paths.items()], columns=[CELLTYPE, ASSAY, "path"])
+    with only_one(home / SHEET):
+        _write_tracks(ds, variable, paths, sizes, home, untransform=untransform, n_jobs=n_jobs, progress=progress)
+    return sheet
+
+
+def _write_tracks(
+    ds: xr.Dataset,
+    variable: str,
+    paths: dict[Experiment, Path],
+    sizes: dict[str, int],
+    home: Path,
+    *,
+    untransform: bool,
+    n_jobs: int | None,
+    progress: bool,
+) -> None:
+    """Write the files that are not there yet, and then their sheet."""
+    bins, chosen, step = bins_of(ds), list(paths), _step(len(paths))
     kept = Unfinished(home / SHEET, _identity(ds, variable, chosen, untransform, step))
     left = [track for track in chosen if not kept.is_done(paths[track])]
     check_room(home, len(bins) * (len(left) + min(len(left), TOGETHER)))
@@ -150,13 +171,12 @@ def to_bigwig(
                 ) as writers:
                     _write(writers, pieces, [group.index(track) for track in inverses], bar)
             kept.drop_pieces(group)
-    sheet = pd.DataFrame([(*track, str(path)) for track, path in paths.items()], columns=[CELLTYPE, ASSAY, "path"])
+    names = [(*track, path.name) for track, path in paths.items()]
     with replacing(home / SHEET) as temporary:
-        sheet.assign(path=[path.name for path in paths.values()]).to_csv(
+        pd.DataFrame(names, columns=[CELLTYPE, ASSAY, "path"]).to_csv(
             temporary, sep="\t", index=False, lineterminator="\n"
         )
     kept.close()
-    return sheet
 
 
 def _inverse_of(ds: xr.Dataset, variable: str, track: Experiment) -> Callable[[np.ndarray], np.ndarray]:

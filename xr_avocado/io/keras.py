@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from xr_avocado.cube import CubeError
 from xr_avocado.io.atomic import local_path, replacing
+from xr_avocado.io.lock import only_one
 
 if TYPE_CHECKING:
     import h5py
@@ -378,7 +379,8 @@ def write_pair(
     if there := [str(p) for p in (json_path, h5_path) if os.path.exists(p) and not overwrite]:
         raise CubeError(f"{' and '.join(there)} is there already; give overwrite=True to replace it, or another name")
     architecture = _architecture(header)
-    with replacing(json_path) as new_json, replacing(h5_path) as new_h5:
+    # Of two at once, the json of one could come to lie beside the h5 of the other.
+    with only_one(json_path), replacing(json_path) as new_json, replacing(h5_path) as new_h5:
         new_json.write_text(header.to_json(), "utf-8")
         total = sum(len(weights[layer][0]) for layer in GENOME_LAYERS)
         with (
