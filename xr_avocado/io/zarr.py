@@ -74,11 +74,10 @@ def open_cube(store: Any, *, chunks: Mapping[str, int] | None = None) -> xr.Data
     ds = _with_axes(ds, store)
     if SIGNAL in ds:
         ds[SIGNAL].attrs.pop(PROVENANCE, None)
-    for name, variable in ds.variables.items():
-        if variable.dtype == np.float16:
-            ds[name] = _as_float32(ds[name])
-        elif variable.dtype.kind in "OTU" and variable.dims == (name,):
-            ds = ds.assign_coords({name: (name, np.array(variable.values.tolist(), str), variable.attrs)})
+    # Each in one call: xarray aligns everything anew at every change.
+    ds = ds.assign({name: _as_float32(v) for name, v in ds.variables.items() if v.dtype == np.float16})
+    labels = {n: v for n, v in ds.variables.items() if v.dtype.kind in "OTU" and v.dims == (n,)}
+    ds = ds.assign_coords({n: (n, np.array(v.values.tolist(), str), v.attrs) for n, v in labels.items()})
     # A folder lists its arrays in no order of its own.
     return check_cube(ds[sorted(ds.data_vars, key=lambda name: (name != SIGNAL, name != OBSERVED, str(name)))])
 
@@ -121,7 +120,7 @@ def _check_there(path: Path) -> None:
     raise CubeError(f"there is no store {path}; make one with xr_avocado.build_cube")
 
 
-def _as_float32(array: xr.DataArray) -> xr.DataArray:
+def _as_float32(array: xr.Variable) -> xr.Variable:
     wide = array.astype(np.float32)
     wide.encoding = {**array.encoding, "dtype": np.dtype(np.float16)}
     return wide
