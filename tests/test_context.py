@@ -20,7 +20,7 @@ import xr_avocado.io.zarr
 import xr_avocado.track_reader
 from xr_avocado import cube, datasets
 from xr_avocado.fit import Layout, load_panel
-from xr_avocado.model import context_training
+from xr_avocado.model import comparison, context_training
 from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextEnsemble, ContextNet, KnownTracks
 from xr_avocado.model.context_training import ContextSampler, Task, learn, task_error
@@ -349,6 +349,34 @@ def ensemble(seed: int) -> tuple[ContextEnsemble, torch.Tensor, torch.Tensor]:
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.3, generator=random)
     return net, signal, visible
+
+
+def plainly(
+    target: torch.Tensor, other: torch.Tensor, tracks: torch.Tensor, share: torch.Tensor, *layers: torch.nn.Linear
+):
+    of_track, weight, told = layers
+    read = torch.relu(target[:, :, None] + other + of_track(tracks))
+    return weight(read), (share[..., None] * torch.relu(told(read))).sum(2)
+
+
+@pytest.mark.parametrize("differs", [False, True])
+@pytest.mark.parametrize("values", [1, 1 << 20])
+def test_a_comparison_in_pieces_has_the_value_and_the_gradient_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, differs: bool, values: int
+) -> None:
+    monkeypatch.setattr(comparison, "VALUES", values)
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(3, 6, bias=False), torch.nn.Linear(6, 2), torch.nn.Linear(6, 6)
+    shapes = (5, 4, 6), (5, 4 if differs else 1, 7, 6), (5, 4, 7, 3)
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    asked = [*inputs, *(parameter for layer in layers for parameter in layer.parameters())]
+    share, given = torch.rand(5, 4, 7), (torch.randn(5, 4, 7, 2), torch.randn(5, 4, 6))
+    found = []
+    for method in (comparison.compare, plainly):
+        out = method(*inputs, share, *layers)
+        found.append([*out, *torch.autograd.grad(out, asked, given)])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from xr_avocado.model.comparison import compare
 from xr_avocado.model.config import Config
 from xr_avocado.model.halving import Halving
 from xr_avocado.model.levels import Levels
@@ -183,25 +184,14 @@ class ContextNet(nn.Module):
         """What is known of each target's cell type, and what the others that have the assay tell of it."""
         bins, of = (torch.arange(n, device=known.device) for n in known.shape[:2])
         target = known[bins[:, None], of, shown.celltype]
-        of_target = torch.cat([target, self.assay[shown.assay]], -1)
-        weights, told = self._compare(of_target, known, units, shown.seen)
+        of_target = self.of_target(torch.cat([target, self.assay[shown.assay]], -1))
         share = shown.seen / shown.seen.sum(2, keepdim=True).clamp(min=1)
-        return [
-            target,
-            torch.einsum("pkc,pkcf->pkf", share, told),
-            torch.einsum("pkch,pkcs->pkhs", weights, shown.column).flatten(2),
-        ]
-
-    def _compare(self, target: Tensor, known: Tensor, tracks: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Each cell type as a source for a target: weights of its heads, 0 where it lacks the assay, and what it tells.
-
-        Both are bins x k x cell types x (heads or units).
-        """
-        token = self.of_target(target)[:, :, None] + self.of_other(known)
-        token += self.of_track(tracks)
-        token = functional.relu_(token)
-        weights = self.weight(token).masked_fill(seen[..., None] == 0, -1e4).softmax(2)
-        return weights * (seen.sum(2) > 0)[..., None, None], functional.relu(self.compared(token))
+        layers = self.of_track, self.weight, self.compared
+        weights, told = compare(of_target, self.of_other(known), units, share, *layers)
+        weights = weights.masked_fill(shown.seen[..., None] == 0, -1e4).softmax(2)
+        # 0 where no cell type has the assay.
+        weights = weights * (shown.seen.sum(2) > 0)[..., None, None]
+        return [target, told, torch.einsum("pkch,pkcs->pkhs", weights, shown.column).flatten(2)]
 
 
 class ContextEnsemble(nn.Module):

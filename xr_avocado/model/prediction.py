@@ -51,7 +51,7 @@ def context_from_vector(
         )
     for member, values in zip(members, parameters, strict=True):
         vector_to_parameters(torch.from_numpy(np.array(values, np.float32)), member.parameters())
-    return ContextEnsemble(members).to(device).eval()
+    return ContextEnsemble(members).to(device).eval().requires_grad_(False)
 
 
 @torch.inference_mode()
