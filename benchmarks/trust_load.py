@@ -128,7 +128,7 @@ TESTED: Mapping[str, list[tuple[str, str, list[str], str]]] = {
     "arguments": [
         ("a verb with an argument that is unknown, empty, out of range or of another kind", damage.ERROR, ["tests/test_trust_arguments.py"], "told or nothing or without_a_model"),
         ("a function beside the verbs with such an argument", damage.ERROR, ["tests/test_trust_functions.py"], "told and not edge"),
-        ("every verb and figure on cubes at the edge: NaN, no track, one track, one bin, constant, infinite; a result or a clear error", damage.RIGHT, ["tests/test_trust_functions.py"], "edge"),
+        ("every verb and figure on cubes at the edge: NaN, no track, one track, one bin, a constant; a result or a clear error", damage.RIGHT, ["tests/test_trust_functions.py"], "edge"),
         ("training at the edge: one track, no track of a cell type, a huge rate, an error that is no number", damage.RIGHT, ["tests/test_trust_arguments.py", "tests/test_fit.py", "tests/test_context.py"], "one_track or cell_type_without or far_too_high or diverge"),
     ],
     "commands": [
