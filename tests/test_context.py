@@ -20,6 +20,8 @@ import xr_avocado.io.zarr
 import xr_avocado.track_reader
 from xr_avocado import cube, datasets
 from xr_avocado.fit import Layout, load_panel
+from xr_avocado.index import bins_of
+from xr_avocado.io.checkpoint import Checkpoint
 from xr_avocado.model import comparison, context_training
 from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextEnsemble, ContextNet, KnownTracks
@@ -222,6 +224,28 @@ def test_a_context_term_that_diverges_stops_with_the_last_good_state(
     if members == 2:
         np.testing.assert_array_equal(fitted.context_net[0], fit().context_net[0])
     assert np.isfinite(fitted.avocado.impute().imputed).all()
+
+
+@pytest.mark.parametrize("killed_after", [40, 60])
+def test_a_context_term_that_diverges_after_a_kill_keeps_what_it_would_have_kept(
+    truth: xr.Dataset, tmp_path: Path, killed_after: int
+) -> None:
+    config, labels = TINY, (truth.sizes["celltype"], truth.sizes["assay"])
+    layout = Layout.of(bins_of(truth), config)
+    panel = load_panel(truth, truth.avocado.experiments, layout, config, torch.device("cpu"))
+    run, resumed = (context_training._Run(panel, config, labels, torch.Generator().manual_seed(0)) for _ in range(2))
+    for _ in range(killed_after):
+        run.advance()
+    checkpoint = Checkpoint(tmp_path / "context", {}, minutes=0)
+    run.save(checkpoint)
+    resumed.restore(checkpoint.load())
+    assert run.reports and run.least[1], "long enough to have something to keep"
+    for each in (run, resumed):
+        each.losses = [torch.tensor(np.nan)]
+        each._report()
+        assert each.stopped
+    for name, value in run.members[-1].state_dict().items():
+        torch.testing.assert_close(resumed.members[-1].state_dict()[name], value, rtol=0, atol=0)
 
 
 def test_a_context_term_that_diverges_at_once_says_so(truth: xr.Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

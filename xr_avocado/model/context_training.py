@@ -232,12 +232,15 @@ class _Run:
             tensors |= named(f"members/{i}", member.state_dict())
         if self.losses:
             tensors["losses"] = torch.stack(self.losses)
+        # What is left where it diverges is the same after a kill.
+        tensors |= named("last", self.last) | named("least", self.least[1])
         state = {
             "members": len(self.members),
             "seen": self.seen,
             "reports": self.reports,
             "history": self.history,
             "stopped": self.stopped,
+            "least": self.least[0],
         }
         checkpoint.save(as_arrays(tensors), state)
 
@@ -248,7 +251,8 @@ class _Run:
         restore_moments(self.optimizer, under("moments", saved.arrays))
         restore_random(under("random", saved.arrays), self.sampler.random, self.device)
         self.seen, self.reports = saved.state["seen"], saved.state["reports"]
-        self.history, self.stopped = [(x, y) for x, y in saved.state["history"]], saved.state.get("stopped", False)
+        self.history, self.stopped = [(x, y) for x, y in saved.state["history"]], saved.state["stopped"]
+        self.last, self.least = under("last", saved.arrays), (saved.state["least"], under("least", saved.arrays))
         self.losses = [torch.tensor(x, device=self.device) for x in saved.arrays.get("losses", ())]
 
 
