@@ -68,11 +68,13 @@ def run_fold(cube: xr.Dataset, scored: pd.DataFrame, hidden: list[tuple[str, str
     found = held_out(fitted, effort=options["effort"], seed=options["seed"], device=None, progress=False)
     fitted = with_errors(fitted, found)
     seconds.append(time.perf_counter() - start)
-    here, truth = fitted.avocado.sel(scored), cube.avocado.sel(scored)
-    full = here.avocado.impute(leave_one_out=True).load()
+    # The widest windows reach into the stretches beside.
+    around = fitted.avocado.sel(scored.assign(start=scored.start - LENGTH, end=scored.end + LENGTH))
+    truth = cube.avocado.sel(scored)
+    full = around.avocado.impute(leave_one_out=True).avocado.sel(scored).load()
     errors = ((full.imputed - truth.signal) ** 2).mean("position").to_dataframe("mse").reset_index().dropna()
     errors["hidden"] = [pair in hidden for pair in zip(errors.celltype, errors.assay, strict=True)]
-    sd = here.avocado.impute(tracks=hidden, uncertainty=True).imputed_sd.load()
+    sd = around.avocado.impute(tracks=hidden, uncertainty=True).avocado.sel(scored).imputed_sd.load()
     rows = []
     for level in LEVELS:
         bounds = full.avocado.interval(level)

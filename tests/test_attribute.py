@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from scipy.interpolate import BSpline
 
 import xr_avocado as xa
 from xr_avocado.cube import CubeError
@@ -140,9 +141,11 @@ def _at_scales(fitted: xr.Dataset, start: int, end: int) -> np.ndarray:
     signal = fitted.signal.transpose("celltype", "assay", "position").values
     rows = np.arange(start // 25, end // 25)
     means = []
-    for scale in (1, 10, 200):
+    for scale in (1, 4, 20, 200):
         block = signal[..., : signal.shape[2] // 200 * 200].reshape(4, 3, -1, scale).mean(-1)
-        means.append(block[..., rows // scale])
+        weights = BSpline.basis_element([0, 1, 2, 3])((rows % scale + 0.5) / scale + np.array([[2], [1], [0]]))
+        beside = [block[..., rows // scale + step] for step in (-1, 0, 1)] if scale > 1 else [0, block[..., rows], 0]
+        means.append(sum(w * of for w, of in zip(weights if scale > 1 else (0, 1, 0), beside, strict=True)))
     return np.nan_to_num(np.stack(means, -1)).transpose(2, 0, 1, 3).astype(np.float32)
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import dask
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.interpolate import BSpline
 
 import xr_avocado.impute
 import xr_avocado.io.encoding
@@ -27,6 +29,7 @@ from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextEnsemble, ContextNet, KnownTracks
 from xr_avocado.model.context_training import ContextSampler, Task, learn, task_error
 from xr_avocado.model.levels import SHRINKAGES, Levels
+from xr_avocado.model.windows import Windows
 from xr_avocado.track_reader import TrackReader
 
 QUICK = {
@@ -137,7 +140,7 @@ def test_what_is_hidden_is_not_read() -> None:
     net = ContextNet(TINY, levels, generator=random).eval()
     for out in (net.out, net.table_out):
         torch.nn.init.normal_(out.weight, generator=random)
-    signal = torch.rand(50, 5, 4, 3, generator=random)
+    signal = torch.rand(50, 5, 4, len(TINY.context_scales), generator=random)
     visible = (torch.rand(50, 5, 4, generator=random) > 0.4).float()
     celltype, assay = (torch.randint(n, (50, 3), generator=random) for n in (5, 4))
     bins = torch.arange(50)[:, None]
@@ -308,16 +311,43 @@ def test_a_step_on_a_large_panel_reads_some_cell_types(truth: xr.Dataset, hidden
     torch.testing.assert_close(got, net(whole, others, rows[one], two))
 
 
-def test_scales_are_means_on_the_genomes_grid(truth: xr.Dataset) -> None:
+def test_scales_are_smooth_windows_of_means_on_the_genomes_grid(truth: xr.Dataset) -> None:
     sampler, layout = sampler_of(truth)
-    position = np.array([0, 3_999, 4_000, 4_001, 6_001])
+    # Ends of segments and of blocks, what is beside them, and the rest at random; chr1 ends in bin 4,000, a block of its own.
+    position = np.unique(
+        [0, 99, 100, 101, 3_999, 4_000, 4_001, 6_001, *np.random.default_rng(0).integers(0, 6_002, 60)]
+    )
     signal, _, _ = sampler.read(torch.from_numpy(layout.slots[0][position]), sampler.celltypes)
     frame = truth.signal.sel(celltype="C2", assay="DNase")
-    for i, p in enumerate(position):
-        chrom, start = frame.chrom[p].item(), frame.start[p].item()
-        for level, bp in enumerate((25, 250, 5_000)):
-            inside = (frame.chrom == chrom) & (frame.start // bp == start // bp)
-            assert signal[i, 1, 3, level].item() == pytest.approx(frame.values[inside].mean(), abs=5e-3)
+    table = pd.DataFrame({name: frame[name].values for name in ("chrom", "start")} | {"signal": frame.values})
+    for level, bp in enumerate((25, 100, 500, 5_000)):
+        means = table.groupby([table.chrom, table.start // bp]).signal.mean()
+        for i, p in enumerate(position):
+            of = means[table.chrom.iloc[p]]
+            block, at = table.start.iloc[p] // bp, (table.start.iloc[p] + 12.5) / bp
+            # Past the ends of a chromosome the last block goes on.
+            beside = [of.iloc[np.clip(block + step, 0, len(of) - 1)] for step in (-1, 0, 1)]
+            weights = BSpline.basis_element([0, 1, 2, 3])(at - block + [2, 1, 0]) if bp > 25 else [0, 1, 0]
+            expected = np.dot(weights, beside)
+            assert signal[i, 1, 3, level].item() == pytest.approx(expected, abs=5e-3)
+
+
+def test_windows_go_no_further_than_what_is_joined_and_measured() -> None:
+    continues = torch.tensor([False, True, False])
+    slots = torch.tensor([0, 4, 5, 9, 10, 14])
+    windows = Windows(slots // 5, slots, 5, continues)
+    # At 0.4 blocks from the middle: 0.9 ** 2 / 2 of the block on that side, 0.1 ** 2 / 2 of the other.
+    near, far = 0.405, 0.005
+    means = torch.tensor([[1.0, 2, 5], [np.nan, 3, 6]])
+    read = windows.read(means)
+    nothing = "the third block goes on from nothing"
+    np.testing.assert_allclose(read[0], [1 + far, 1 + near, 2 - near, 2 - far, 5, 5], rtol=1e-6, err_msg=nothing)
+    np.testing.assert_allclose(read[1, 2:], [3, 3, 6, 6], err_msg="not measured in the first block")
+    np.testing.assert_allclose(windows.at(slice(2, 4)).read(means, torch.tensor([0])), read[:1, 2:4])
+    of_one_run = Windows(slots // 5, slots, 5, torch.tensor([False]), 3).read(means)[0, 3:]
+    np.testing.assert_allclose(of_one_run, [2 - far + 3 * near, 5 - 3 * near, 5 - 3 * far], rtol=1e-6)
+    finest = Windows(torch.arange(3), torch.arange(3), 1, torch.ones(3, dtype=torch.bool))
+    np.testing.assert_array_equal(finest.read(means), means)
 
 
 def test_drawing_bins_with_signal_more_often_leaves_the_expected_loss_alone(truth: xr.Dataset) -> None:
@@ -364,7 +394,7 @@ def test_imputing_is_the_term_on_what_the_cube_shows(fitted: xr.Dataset, hidden:
 def ensemble(seed: int) -> tuple[ContextEnsemble, torch.Tensor, torch.Tensor]:
     """Two networks with random parameters, and seven bins of four cell types, some tracks not visible."""
     random = torch.Generator().manual_seed(seed)
-    signal = 3 * torch.randn(7, 4, 3, 3, generator=random)
+    signal = 3 * torch.randn(7, 4, 3, len(TINY.context_scales), generator=random)
     visible = (torch.rand(7, 4, 3, generator=random) > 0.3).float()
     # One that is alone in its column and in its row, and bins that lack the target.
     visible[0], visible[0, 2, 1] = 0, 1
@@ -447,8 +477,10 @@ def test_results_do_not_depend_on_how_positions_are_cut(
     rows = fitted.avocado.bins.rows("chr1", 77_001, 91_000)
     part = fitted.avocado.impute().avocado.sel("chr1:77,001-91,000").imputed
     np.testing.assert_allclose(part, whole[..., rows], atol=1e-5)
-    on_grid = fitted.avocado.sel("chr1:75,000-95,000").avocado.impute().imputed
-    np.testing.assert_allclose(on_grid, whole[..., 3_000:3_800], atol=1e-5)
+    # A region cut out reads nothing of what is beside it, so in its first and last block it differs.
+    cut_out = fitted.avocado.sel("chr1:75,000-95,000").avocado.impute().imputed
+    np.testing.assert_allclose(cut_out[..., 200:-200], whole[..., 3_200:3_600], atol=1e-5)
+    assert not np.allclose(cut_out[..., :200], whole[..., 3_000:3_200], atol=1e-3)
     monkeypatch.setattr(xr_avocado.impute, "POSITIONS", 777)
     monkeypatch.setattr(xr_avocado.predictors, "CONTEXT_VALUES", 4_000)
     monkeypatch.setattr(prediction, "ACTIVATIONS", 100_000)

@@ -292,7 +292,7 @@ def test_an_assay_that_is_not_seen_tells_nothing() -> None:
     small = ContextNet(config, Levels(levels.mean[:, :3], levels.spread[:, :3])).eval()
     vector = parameters_to_vector(large.parameters()).detach().numpy()[None]
     vector_to_parameters(torch.from_numpy(of_assays(config, vector, 4, [0, 1, 2])[0]), small.parameters())
-    signal, visible = torch.rand(20, 3, 4, 3, generator=random), torch.ones(20, 3, 4)
+    signal, visible = torch.rand(20, 3, 4, len(config.context_scales), generator=random), torch.ones(20, 3, 4)
     visible[:, :, 3], visible[:, 0, 0] = 0, 0
     at = torch.zeros(20, 1, dtype=torch.long)
     torch.testing.assert_close(

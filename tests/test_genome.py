@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import re
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,13 @@ def test_bins_looked_up_by_row_are_those_spelled_out(data, bins):
     rows = data.draw(st.lists(st.integers(0, len(model) - 1), max_size=20))
     chrom, start, end = bins.at(np.array(rows, np.int64))
     assert list(zip(chrom.tolist(), start.tolist(), end.tolist(), strict=True)) == [model[row] for row in rows]
+
+
+@given(genome_bins())
+def test_a_bin_continues_the_one_that_it_touches_on_the_grid(bins):
+    model = spell_out(bins)
+    touches = [a[0] == b[0] and a[2] == b[1] and b[1] % bins.binsize == 0 for a, b in pairwise(model)]
+    assert bins.continues.tolist() == [False, *touches]
 
 
 @given(st.data(), genome_bins())

@@ -145,7 +145,7 @@ FIXED = 48e6
 SAMPLE = (1 << 21) // 8
 READ_SAMPLE = (4 * TRACKS + 32) * SAMPLE
 PART = (1 << 30) // 32
-FIT = 2.2 * TRACKS * BINS + 48 * BINS + 16 * (1 + 2 / 10 + 1 / 200) * BINS
+FIT = 2.6 * TRACKS * BINS + 48 * BINS + 16 * (1 + 2 / 10 + 1 / 200) * BINS
 
 ABOVE_FIXED = {
     "ridge": 24 * TRACKS * (1 << 18),
@@ -162,7 +162,7 @@ ABOVE_FIXED = {
     "extend, cell types": PART,
     "extend, positions": PART,
     # Less what is fixed, or a third copy of the tracks would go unseen.
-    "calibrate": 2 * 2.2 * TRACKS * BINS + 48 * BINS - FIXED,
+    "calibrate": 2 * 2.6 * TRACKS * BINS + 48 * BINS - FIXED,
     "cross_validate": FIT,
     "search": FIT,
 }

@@ -315,11 +315,11 @@ class _Context(Explained):
 
         cells = np.nonzero(self.predictor.observed)
         of_model = cells[0] * self.predictor.n_assays + self.predictor.model_assay[cells[1]]
-        levels, at = self.predictor.levels(*self.predictor.tracks_around(rows), rows)
+        levels, windows = self.predictor.levels(*self.predictor.tracks_around(rows), rows)
         return attribute_context(
             self.predictor.net,
             levels,
-            at,
+            windows,
             of_model,
             self.celltype,
             self.predictor.model_assay[self.assay],

@@ -68,7 +68,7 @@ def calibrate(
     They hold for tracks that are exchangeable with the observed ones, on average over tracks: not for each single track,
     nor for a cell type that is unlike all others (see `support`).
 
-    Memory: twice the observed tracks (2.2 bytes a bin each, twice that if untransformed), 48 bytes a bin, and 2 MB a track for the bins
+    Memory: twice the observed tracks (2.6 bytes a bin each, twice that if untransformed), 48 bytes a bin, and 2 MB a track for the bins
     that are compared. Time: ``effort`` of training the context term.
 
     Parameters

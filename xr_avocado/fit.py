@@ -69,11 +69,19 @@ ONCE = ("ds", "store", "overwrite", "checkpoint_minutes")
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each bin of each scale goes in the blocks of training: ``slots[i]`` indexes blocks x bins, flattened."""
+    """Where each bin of each scale goes in the blocks of training: ``slots[i]`` indexes blocks x bins, flattened.
+
+    ``continues`` says of each block whether it goes on, on the genome, from the one before.
+    """
 
     coarse: tuple[GenomeBins, ...]
     slots: tuple[np.ndarray, ...]
-    n_blocks: int
+    continues: np.ndarray
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks that hold all bins."""
+        return len(self.continues)
 
     @classmethod
     def of(cls, bins: GenomeBins, config: Config) -> Layout:
@@ -84,7 +92,7 @@ class Layout:
         for axis, scale in zip(scales, config.scales, strict=True):
             per_block = config.block // scale
             slots.append(blocks.rows_of(axis) * per_block + axis.start // axis.binsize % per_block)
-        return cls(scales, tuple(slots), len(blocks))
+        return cls(scales, tuple(slots), blocks.continues)
 
 
 def fit(
@@ -118,7 +126,7 @@ def fit(
     ``torchrun`` starts does, each has a share of the blocks, a batch is that of all together, and all return the same model, that of
     one process but for rounding. Each trains the context term as a whole. The first should write what comes back.
 
-    Memory: the observed tracks at 2.2 bytes a bin each (twice that if untransformed), 48 bytes a bin, 16 bytes a genome factor (values,
+    Memory: the observed tracks at 2.6 bytes a bin each (twice that if untransformed), 48 bytes a bin, 16 bytes a genome factor (values,
     Adam's moments, the best epoch's copy; the default on a small panel learns some 10 factors a bin), and some 50 MB. One track at a
     time is read. On CUDA the same is on the device; where the tracks do not fit it beside the rest they stay on the host, from where each
     step moves what it reads, and where a step does not fit it is computed in parts, with one warning.
@@ -350,7 +358,9 @@ def load_panel(
     factors = sum(
         len(blocks) * config.block // s * n for s, n in zip(config.scales, config.genome_factors, strict=True)
     )
-    panel = Panel(values, torch.from_numpy(celltype), torch.from_numpy(assay), share=share, total=layout.n_blocks)
+    labels = torch.from_numpy(celltype), torch.from_numpy(assay)
+    continues = torch.from_numpy(layout.continues)
+    panel = Panel(values, *labels, continues=continues, share=share, total=layout.n_blocks)
     return panel.on(device, beside=16 * (factors + blocks.numel()))
 
 

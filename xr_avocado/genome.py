@@ -171,6 +171,13 @@ class GenomeBins:
     def _names(self) -> np.ndarray:
         return np.array(self.chroms, dtype=f"U{max(map(len, self.chroms), default=1)}")
 
+    @property
+    def continues(self) -> np.ndarray:
+        """Whether each bin goes on from the one before, which is that of the segment's bins but the first: bool."""
+        out = np.ones(len(self), bool)
+        out[self._offset[:-1]] = False
+        return out
+
     def _grid_starts(self) -> np.ndarray:
         shift = self._start // self.binsize - self._offset[:-1]
         # In place: on a genome each of these arrays is a gigabyte.

@@ -59,7 +59,7 @@ CHUNK = 1 << 25
 TRACK_CHUNK = 1 << 22
 """Values of a dask chunk of single tracks, at most, unless these are very many: 16 MB, so that all threads have some."""
 FEWEST = 1 << 12
-"""Positions of such a chunk, at least: what is read around them (to the ends of 5-kbp bins) is little beside."""
+"""Positions of such a chunk, at least: what is read around them (to the ends of the next 5-kbp bins) is little beside."""
 TOGETHER = 1 << 28
 """Bytes of a layer that is computed at once, at most, rather than track by track."""
 
@@ -80,8 +80,9 @@ def impute(
     """Add the lazy layer ``imputed``: what the model predicts for the tracks asked for.
 
     Nothing is computed until it is asked for, and then only that: one track of one region reads that region. A model with a context
-    term reads the observed tracks there, out to the ends of the 5-kbp bins that hold it, from the cube as it is now: a track that
-    was added since ``fit`` counts. A model of factors alone reads them (and, where it adds average activity, the observed tracks of the
+    term reads the observed tracks there, out to the ends of the 5-kbp bins next to those that hold it, from the cube as it is now: a
+    track that was added since ``fit`` counts. (Of a cube cut to a region there is nothing around it to read: cut what comes back
+    instead.) A model of factors alone reads them (and, where it adds average activity, the observed tracks of the
     assay). A dask chunk shares over its tracks what depends on the position alone.
 
     Memory while computing, a thread: one dask chunk, at most 128 MB of output, and about as much again of what it reads and of

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from xr_avocado.model.config import Config
     from xr_avocado.model.context import ContextEnsemble
     from xr_avocado.model.network import AvocadoNet
+    from xr_avocado.model.windows import Windows
 
 __all__ = ["ContextPredictor", "FactorPredictor", "Predictor", "predictor_of"]
 
@@ -281,14 +282,14 @@ class ContextPredictor(Predictor):
         for stretch in _pieces(rows, READ // len(of_model), self.config.block):
             tracks, first = self.tracks_around(stretch)
             for piece in _pieces(stretch, CONTEXT_VALUES // len(of_model), self.config.block):
-                levels, at = self.levels(tracks, first, piece)
+                levels, windows = self.levels(tracks, first, piece)
                 out[:, piece.start - rows.start : piece.stop - rows.start] = predict_context(
-                    self.net, levels, at, of_model, celltype, self.model_assay[assay]
+                    self.net, levels, windows, of_model, celltype, self.model_assay[assay]
                 )
         return out
 
     def tracks_around(self, rows: slice) -> tuple[np.ndarray, int]:
-        """Read observed tracks out to the ends of the coarsest bins that hold some rows: tracks x positions, and the first row of these."""
+        """Read observed tracks out to the ends of the coarsest bins next to those of some rows: tracks x positions, and the first row of these."""
         around, cells = self._around(rows), np.nonzero(self.observed)
         if not isinstance(self.signal, da.Array):
             return read_tracks(self.signal, cells, around), around.start
@@ -297,7 +298,8 @@ class ContextPredictor(Predictor):
 
     def _around(self, rows: slice) -> slice:
         held = self._widest.rows_of(self.bins[rows])
-        chrom, start, end = self._widest.at(held[[0, -1]])
+        first, last = max(0, held[0] - 1), min(len(self._widest) - 1, held[-1] + 1)
+        chrom, start, end = self._widest.at(np.array([first, last]))
         return slice(
             int(self.bins.overlaps(chrom[0], start[0], end[0])[0]),
             int(self.bins.overlaps(chrom[1], start[1], end[1])[1]),
@@ -307,21 +309,27 @@ class ContextPredictor(Predictor):
     def _widest(self) -> GenomeBins:
         return self.bins.coarsen(max(self.config.context_scales))
 
-    def levels(self, tracks: np.ndarray, first: int, rows: slice) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Observed tracks at each scale of the context term, and the bin of each scale that each position lies in.
+    def levels(self, tracks: np.ndarray, first: int, rows: slice) -> tuple[list[np.ndarray], list[Windows]]:
+        """Observed tracks at each scale of the context term, and the bins of each scale that each position is read from.
 
-        What is read of ``tracks``, which begin at the row ``first``, reaches to the ends of the coarsest bins that hold the rows, so that the
-        result does not depend on how the positions were cut into pieces.
+        What is read of ``tracks``, which begin at the row ``first``, reaches to the ends of the coarsest bins next to those that hold the rows,
+        so that the result does not depend on how the positions were cut into pieces.
         """
+        import torch
+
+        from xr_avocado.model.windows import Windows
+
         reach = self._around(rows)
         around, tracks = self.bins[reach], tracks[:, reach.start - first : reach.stop - first]
         inside = slice(rows.start - reach.start, rows.stop - reach.start)
-        levels, at = [], []
+        place = torch.from_numpy(around.start[inside] // around.binsize)
+        levels, windows = [], []
         for scale in self.config.context_scales:
-            of = around.coarsen(scale).rows_of(around) if scale > 1 else np.arange(tracks.shape[1])
+            coarse = around.coarsen(scale)
+            of = coarse.rows_of(around)
             levels.append(_means(tracks, of) if scale > 1 else tracks)
-            at.append(of[inside])
-        return levels, at
+            windows.append(Windows(torch.from_numpy(of[inside]), place, scale, torch.from_numpy(coarse.continues)))
+        return levels, windows
 
 
 class GenerationPredictor(Predictor):
@@ -393,11 +401,11 @@ def _of_model(table: xr.DataArray, assays: np.ndarray, n_assays: int) -> np.ndar
 
 
 def _means(tracks: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """Means of runs of positions (``of``: ascending run of each), unmeasured ones left out, 0 where none was measured."""
+    """Means of runs of positions (``of``: ascending run of each), unmeasured ones left out, NaN where none was measured."""
     firsts = np.flatnonzero(np.concatenate([[True], np.diff(of) > 0]))
     count = np.add.reduceat(~np.isnan(tracks), firsts, axis=1, dtype=np.int32)
     total = np.add.reduceat(np.nan_to_num(tracks), firsts, axis=1)
-    return (total / np.maximum(count, 1)).astype(np.float32)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
 
 def _read(array: Any) -> np.ndarray:

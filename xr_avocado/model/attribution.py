@@ -15,6 +15,7 @@ from xr_avocado.model.context import ContextEnsemble
 from xr_avocado.model.network import AvocadoNet
 from xr_avocado.model.path_integral import Ways, integrate
 from xr_avocado.model.prediction import laid_out
+from xr_avocado.model.windows import Windows
 
 __all__ = ["attribute_context", "attribute_factors"]
 
@@ -65,7 +66,7 @@ def attribute_factors(
 def attribute_context(
     net: ContextEnsemble,
     levels: Sequence[np.ndarray],
-    rows: Sequence[np.ndarray],
+    windows: Sequence[Windows],
     cells: np.ndarray,
     celltype: np.ndarray,
     assay: np.ndarray,
@@ -82,7 +83,7 @@ def attribute_context(
 
     Parameters
     ----------
-    net, levels, rows, cells, celltype, assay
+    net, levels, windows, cells, celltype, assay
         As `predict_context` has them.
     source
         Tracks x (cell type x assay): which source each cell of the panel is for a track to predict.
@@ -99,7 +100,7 @@ def attribute_context(
     activity, which the term adds its correction to, is answerable for is known exactly, and not counted again with the source it is the
     mean of, the tracks of the same assay (source 0).
     """
-    ways = _ContextWays(net, levels, rows, cells, celltype, assay, source, n_sources=n_sources, from_mean=from_mean)
+    ways = _ContextWays(net, levels, windows, cells, celltype, assay, source, n_sources=n_sources, from_mean=from_mean)
     parts = _attributed(ways, len(celltype), steps, tolerance)
     average = ways.average().reshape(len(celltype), 1, -1)
     parts[:, :1] -= average
@@ -202,7 +203,7 @@ class _ContextWays(_NetworkWays):
         self,
         net: ContextEnsemble,
         levels: Sequence[np.ndarray],
-        rows: Sequence[np.ndarray],
+        windows: Sequence[Windows],
         cells: np.ndarray,
         celltype: np.ndarray,
         assay: np.ndarray,
@@ -212,12 +213,12 @@ class _ContextWays(_NetworkWays):
         from_mean: bool,
     ) -> None:
         self.net, self.device = net, net.first.mean.device
-        self.n_ways, self.from_mean, self.n_sources = len(celltype) * len(rows[0]), from_mean, n_sources
+        self.positions = len(windows[0].place)
+        self.n_ways, self.from_mean, self.n_sources = len(celltype) * self.positions, from_mean, n_sources
         arrays = [torch.from_numpy(of).to(self.device) for of in (cells, celltype, assay, source)]
         self.cells, self.celltype, self.assay, self.source = arrays
-        self.rows = [torch.from_numpy(row).to(self.device) for row in rows]
-        # Bins first, so that what is read of one lies together.
-        self.levels = [torch.from_numpy(np.ascontiguousarray(level.T)).to(self.device) for level in levels]
+        self.windows = [window.to(self.device) for window in windows]
+        self.levels = [torch.from_numpy(level).to(self.device) for level in levels]
         self.units = net.first.mean.numel() * net.first.config.context_units
 
     def _reach(
@@ -225,7 +226,7 @@ class _ContextWays(_NetworkWays):
     ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         signal, visible, target = self._read(way)
         base = self.net.first.mean[..., None] if self.from_mean else torch.zeros_like(signal)
-        change, source = signal - base, self.source[way // len(self.rows[0])]
+        change, source = signal - base, self.source[way // self.positions]
         sums = signal.new_zeros(len(way), self.n_sources)
         return (
             base + point[:, None, None, None] * change,
@@ -235,9 +236,9 @@ class _ContextWays(_NetworkWays):
 
     def _read(self, way: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         """Signal, what of it is visible, and the target's cell type and assay, as the network takes them."""
-        track, position = way // len(self.rows[0]), way % len(self.rows[0])
-        by_track = torch.stack([level[row[position]] for level, row in zip(self.levels, self.rows, strict=True)], -1)
-        signal, visible = laid_out(by_track, self.cells, self.net.first.mean.shape)
+        track, position = way // self.positions, way % self.positions
+        pieces = [of.at(position).read(level) for level, of in zip(self.levels, self.windows, strict=True)]
+        signal, visible = laid_out(torch.stack(pieces, -1).transpose(0, 1), self.cells, self.net.first.mean.shape)
         celltype, assay = self.celltype[track], self.assay[track]
         visible[torch.arange(len(way), device=self.device), celltype, assay] = 0
         return signal, visible, (celltype[:, None], assay[:, None])

@@ -93,7 +93,7 @@ class Config:
     factor_scale: float = 0.05
     patience: int = 3
     context: bool = True
-    context_scales: tuple[int, ...] = (1, 10, 200)
+    context_scales: tuple[int, ...] = (1, 4, 20, 200)
     context_units: int = 32
     context_nodes: int = 128
     context_heads: int = 4
@@ -105,7 +105,7 @@ class Config:
     context_targets: int = 16
     context_celltypes: int = 16
     context_dropout: float = 0.4
-    context_stretch: float = 1.15
+    context_stretch: float = 1.1
     context_focus: float = 0.7
     context_learning_rate: float = 2e-3
     context_decay: float = 1e-3

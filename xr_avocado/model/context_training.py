@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from xr_avocado.model.context import ContextNet
 from xr_avocado.model.levels import Levels
 from xr_avocado.model.sampling import Panel
 from xr_avocado.model.state import as_arrays, moments, named, random_states, restore_moments, restore_random, under
+from xr_avocado.model.windows import Windows
 
 __all__ = ["ContextSampler", "Task", "TrainedContext", "learn", "task_error", "train_context"]
 
@@ -47,12 +48,14 @@ class ContextSampler:
     Bins are drawn in proportion to a mixture of one and their signal (mean plus spread over the tracks), and their errors weighted back,
     so that the expected loss is the plain mean over bins: most bins are background and teach little.
 
-    Memory: a tenth of the panel for the coarse scales on the device, 16 bytes a bin beside it.
+    Memory: three tenths of the panel for the coarse scales on the device, 16 bytes a bin beside it.
     """
 
     def __init__(self, panel: Panel, config: Config, labels: tuple[int, int], generator: torch.Generator) -> None:
         self.panel, self.config, self.labels, self.random = panel, config, labels, generator
         self.pyramid = [_block_means(panel.values, scale) for scale in config.context_scales]
+        self.continues = torch.ones(panel.n_blocks, dtype=torch.bool) if panel.continues is None else panel.continues
+        self.continues = self.continues.to(panel.values.device)
         self.celltypes = panel.celltype.unique()
         # On the CPU: the draw is small, and not every device has float64.
         salience = _salience(panel.values).cpu()
@@ -86,11 +89,7 @@ class ContextSampler:
         tracks = torch.isin(self.panel.celltype, celltypes).nonzero().squeeze(1)
         row = torch.searchsorted(celltypes, self.panel.celltype[tracks])
         cell = row * self.labels[1] + self.panel.assay[tracks]
-        columns = [
-            level.flatten(1)[tracks[:, None], slots // scale].T
-            for level, scale in zip(self.pyramid, self.config.context_scales, strict=True)
-        ]
-        by_track = torch.stack(columns, -1).float()
+        by_track = torch.stack([self._read(i, tracks, slots) for i in range(len(self.pyramid))], -1).transpose(0, 1)
         known = ~by_track[..., 0].isnan()
         shape = (len(celltypes), self.labels[1])
         signal = torch.zeros(len(slots), shape[0] * shape[1], by_track.shape[-1], device=slots.device)
@@ -98,6 +97,12 @@ class ContextSampler:
         visible = torch.zeros(signal.shape[:2], device=slots.device)
         visible[:, cell] = known.float()
         return signal.unflatten(1, shape), visible.unflatten(1, shape), cell
+
+    def _read(self, i: int, tracks: Tensor, slots: Tensor) -> Tensor:
+        """Read some tracks at a scale: tracks x bins."""
+        level, scale = self.pyramid[i], self.config.context_scales[i]
+        windows = Windows(slots // scale, slots, scale, self.continues, level.shape[2])
+        return windows.read(level.flatten(1), tracks)
 
     def hide(self, visible: Tensor, cell: Tensor, hidden: int, targets: int) -> tuple[Tensor, Tensor, Tensor]:
         """Hide this many tracks at each bin, chosen at random, some of them as targets: visible tracks left, and the targets' labels."""
@@ -156,7 +161,7 @@ class _Run:
         self.levels = Levels.of(panel, labels)
         # The sampler works where the values are: on the host, where they do not fit the device.
         at = panel.values.device
-        here = Panel(panel.values, panel.celltype.to(at), panel.assay.to(at))
+        here = replace(panel, celltype=panel.celltype.to(at), assay=panel.assay.to(at))
         self.sampler = ContextSampler(here, config, labels, generator)
         self.samples = config.epochs * min(config.context_samples, len(self.sampler.bins) * len(panel.values))
         self.members: list[ContextNet] = []
@@ -345,10 +350,10 @@ def _step(net: ContextNet, sampler: ContextSampler, optimizer: torch.optim.Optim
 
 
 def _block_means(values: Tensor, scale: int) -> Tensor:
-    """Means over the bins of a coarser scale, unmeasured ones left out: tracks x blocks x bins of that scale."""
+    """Means over the bins of a coarser scale, unmeasured ones left out, NaN where none was measured: tracks x blocks x bins of that scale."""
     if scale == 1:
         return values
-    levels = [track.float().unflatten(-1, (-1, scale)).nanmean(-1).nan_to_num().to(values.dtype) for track in values]
+    levels = [track.float().unflatten(-1, (-1, scale)).nanmean(-1).to(values.dtype) for track in values]
     return torch.stack(levels)
 
 

@@ -81,7 +81,7 @@ def predict_held_out(
 def _fold(panel: Panel, fold: list[int], config: Config, labels: tuple[int, int], bins: int, seed: int) -> HeldOut:
     """Train on all tracks but a fold's, and predict these; what it made of the panel is gone when the next fold's is made."""
     others = sorted(set(range(len(panel.values))) - set(fold))
-    aside, rest = (Panel(panel.values[at], panel.celltype[at], panel.assay[at]) for at in (fold, others))
+    aside, rest = panel.some(fold), panel.some(others)
     trained = train_context(rest, config, labels, seed=seed, progress=False)
     if trained.interrupted:
         raise KeyboardInterrupt

@@ -14,6 +14,7 @@ from xr_avocado.model.config import Config
 from xr_avocado.model.context import ContextEnsemble, ContextNet, KnownTracks
 from xr_avocado.model.levels import Levels
 from xr_avocado.model.network import AvocadoNet
+from xr_avocado.model.windows import Windows
 
 __all__ = ["context_from_vector", "laid_out", "network_from_arrays", "predict_context", "predict_positions"]
 
@@ -95,7 +96,7 @@ def predict_positions(
 def predict_context(
     net: ContextEnsemble,
     levels: Sequence[np.ndarray],
-    rows: Sequence[np.ndarray],
+    windows: Sequence[Windows],
     cells: np.ndarray,
     celltype: np.ndarray,
     assay: np.ndarray,
@@ -108,8 +109,8 @@ def predict_context(
         The context term.
     levels
         Observed tracks at each scale: tracks x bins of that scale; NaN where not measured.
-    rows
-        For each scale, the bin of ``levels`` that each position lies in.
+    windows
+        For each scale, the bins of ``levels`` that each position is read from.
     cells
         Flat index (cell type x assay) of each observed track.
     celltype, assay
@@ -124,15 +125,16 @@ def predict_context(
     for a in np.unique(assay[own]):
         groups += [(KnownTracks.predict_visible, part) for part in _parts(np.flatnonzero(own & (assay == a)), together)]
     labels = [tuple(torch.from_numpy(of[part]).to(device) for of in (celltype, assay)) for _, part in groups]
-    out = torch.empty(len(rows[0]), len(celltype), device=device)
+    means = [torch.from_numpy(level) for level in levels]
+    out = torch.empty(len(windows[0].place), len(celltype), device=device)
 
     def predict(at: slice) -> None:
-        pieces = [torch.from_numpy(level[:, row[at]]).to(device) for level, row in zip(levels, rows, strict=True)]
+        pieces = [window.at(at).read(level).to(device) for level, window in zip(means, windows, strict=True)]
         known = KnownTracks(net, *laid_out(torch.stack(pieces, -1).transpose(0, 1), observed, net.first.mean.shape))
         for (method, part), of in zip(groups, labels, strict=True):
             out[at, part] = method(known, *(label.expand(at.stop - at.start, -1) for label in of))
 
-    net.halving.run(len(rows[0]), step, predict)
+    net.halving.run(len(out), step, predict)
     return out.T.cpu().numpy()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class Panel:
         Tracks x blocks x bins a block, float16 or float32; NaN where a block reaches past its segment or nothing was measured.
     celltype, assay
         Index of each track's cell type and assay, int64, on the device.
+    continues
+        Of a whole panel: whether each block goes on, on the genome, from the one before it, where the values are; by default all do.
     share
         The share of the blocks that the values are, where several processes train.
     total
@@ -41,6 +43,7 @@ class Panel:
     values: Tensor
     celltype: Tensor
     assay: Tensor
+    continues: Tensor | None = field(default=None, kw_only=True)
     share: Share = field(default=Share(), kw_only=True)
     total: int | None = field(default=None, kw_only=True)
 
@@ -68,17 +71,18 @@ class Panel:
 
     def on(self, device: torch.device, *, beside: int = 0) -> Panel:
         """Move the panel to a device; its values stay on the host where a CUDA device has no room for them and so many bytes beside."""
-        labels = self.celltype.to(device), self.assay.to(device)
-        # A tenth for the coarse scales of the context term, and a reserve for what steps allocate.
-        wanted = int(1.1 * self.values.nbytes) + beside + RESERVE
+        labelled = replace(self, celltype=self.celltype.to(device), assay=self.assay.to(device))
+        # Three tenths for the coarse scales of the context term, and a reserve for what steps allocate.
+        wanted = int(1.3 * self.values.nbytes) + beside + RESERVE
         if device.type == "cuda" and wanted > torch.cuda.mem_get_info(device)[0]:
             logger.info("the panel stays on the host: with all else it takes %.1f GB of %s", wanted / 1e9, device)
-            return Panel(self.values, *labels, share=self.share, total=self.total)
-        return Panel(self.values.to(device), *labels, share=self.share, total=self.total)
+            return labelled
+        continues = None if self.continues is None else self.continues.to(device)
+        return replace(labelled, values=self.values.to(device), continues=continues)
 
-    def some(self, tracks: slice) -> Panel:
-        """Some of the tracks, without a copy."""
-        return Panel(self.values[tracks], self.celltype[tracks], self.assay[tracks], share=self.share, total=self.total)
+    def some(self, tracks: slice | list[int]) -> Panel:
+        """Some of the tracks; those of a slice without a copy."""
+        return replace(self, values=self.values[tracks], celltype=self.celltype[tracks], assay=self.assay[tracks])
 
     def cut(self, share: Share) -> Panel:
         """The share of the blocks of a whole panel, without a copy."""
