@@ -99,7 +99,7 @@ class Config:
     context_heads: int = 4
     context_assay_factors: int = 16
     context_members: int = 3
-    context_samples: int = 150_000
+    context_samples: int = 225_000
     context_batch: int = 512
     context_mask: float = 0.1
     context_targets: int = 16
