@@ -93,7 +93,7 @@ def test_a_value_is_what_cross_validation_gives(cube, fit):
 
 
 def test_scoring_a_sample_imputes_what_the_whole_would(cube, monkeypatch):
-    space, fit = {"context_mask": [0.2, 0.5]}, {"config": {"context_samples": 200, "context_nodes": 16}, "epochs": 1}
+    space, fit = {"context_mask": [0.2, 0.5]}, {"config": {"context_samples": 5_000, "context_nodes": 16}, "epochs": 1}
     plan = Plan.of(cube, space, None, fit, "mse", 0)
     whole = cube.avocado.hold_out(plan.folds[0]).avocado.fit(config=plan.space.base, progress=False)
     monkeypatch.setattr(module, "BINS", 450)

@@ -234,15 +234,17 @@ class Plan:
             config = config.updated({**SMALLEST, "genome_factors": (1,) * len(config.scales)})
         options = {"seed": self.seed, **self.options}
         fitted = train(hold_out(self.ds, tracks), config=config, progress=False, **options)
-        here = impute(self._sample(fitted), tracks=tracks, device=options.get("device"))
+        # A context term reads the blocks beside as well.
+        around = self._sample(fitted, beside=int(config.context))
+        here = self._sample(impute(around, tracks=tracks, device=options.get("device")))
         methods = [IMPUTED, "average"]
         table = evaluate(
             here, self._sample(self.ds), tracks=tracks, methods=methods, measures=[self.measure], progress=False
         )
         return table.pivot(index=[CELLTYPE, ASSAY], columns="method", values=self.measure)[methods]
 
-    def _sample(self, ds: xr.Dataset) -> xr.Dataset:
-        blocks = sample_of(bins_of(self.ds), self.space.base.block)
+    def _sample(self, ds: xr.Dataset, *, beside: int = 0) -> xr.Dataset:
+        blocks = sample_of(bins_of(self.ds), self.space.base.block, beside=beside)
         return ds if blocks is None else select(ds, blocks)
 
     def to_attrs(self) -> dict[str, Any]:
@@ -269,12 +271,13 @@ class Plan:
         return json.loads(json.dumps(record, default=float))
 
 
-def sample_of(bins: GenomeBins, block: int) -> pd.DataFrame | None:
-    """Choose blocks spread evenly over an axis, as many as have ``BINS`` bins; None where it has no more."""
+def sample_of(bins: GenomeBins, block: int, *, beside: int = 0) -> pd.DataFrame | None:
+    """Choose blocks spread evenly over an axis, as many as have ``BINS`` bins, and some on either side; None where it has no more."""
     if len(bins) <= BINS:
         return None
     coarse = bins.coarsen(block)
     rows = np.linspace(0, len(coarse) - 1, max(1, BINS // block)).astype(int)
+    rows = np.unique((rows[:, None] + np.arange(-beside, beside + 1)).clip(0, len(coarse) - 1))
     return pd.DataFrame(dict(zip(("chrom", "start", "end"), coarse.at(rows), strict=True)))
 
 

@@ -47,7 +47,7 @@ class Config:
     context
         Train a context term, and let it impute: average activity plus a network that reads the bin's other observed tracks.
     context_scales
-        Widths, in bins, over which the context term sees each track averaged.
+        Widths, in bins, of the blocks that the context term sees each track averaged over, three mixed to a smooth window.
     context_units, context_nodes, context_heads
         Units that read a track, units of its hidden layers, and attention heads over cell types.
     context_assay_factors
